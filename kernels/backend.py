@@ -1,0 +1,58 @@
+"""Which implementation of an op runs: chosen by where the tensors live, unless the caller asks for the reference."""
+
+import contextlib
+import enum
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TypeVar
+
+import torch
+
+from kernels.cpu import library
+
+
+class Backend(enum.StrEnum):
+    """An implementation that every op has."""
+
+    CPU = "cpu"
+    """C++ ops of `kernels.cpu`; row-invariant."""
+    GPU = "gpu"
+    """Triton kernels; row-invariant."""
+    REFERENCE = "reference"
+    """Plain PyTorch, on any device; not row-invariant."""
+
+
+Op = TypeVar("Op", bound=Callable[..., object])
+
+_asked: ContextVar[Backend | None] = ContextVar("backend", default=None)
+
+
+def backend_of(device: torch.device) -> Backend:
+    """Return the backend that ops use for tensors on this device in this context."""
+    asked = _asked.get()
+    if asked is not None:
+        return asked
+    if device.type == "cuda":
+        return Backend.GPU
+    return Backend.CPU if library.is_available() else Backend.REFERENCE
+
+
+@contextlib.contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Make every op called in this context (thread or task) run on one backend."""
+    token = _asked.set(backend)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def dispatch(device: torch.device, *, cpu: Op, gpu: Op, reference: Op) -> Op:
+    """Pick the implementation of an op for tensors on this device."""
+    match backend_of(device):
+        case Backend.CPU:
+            return cpu
+        case Backend.GPU:
+            return gpu
+        case Backend.REFERENCE:
+            return reference

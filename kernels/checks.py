@@ -1,0 +1,23 @@
+"""Checks of what an op is given. They raise `ShapeError` with both values in the message; nothing is checked inside kernels."""
+
+from torch import Tensor, dtype
+
+
+class ShapeError(ValueError):
+    """An op was given tensors that do not fit together, or that it has no kernel for."""
+
+
+def require(condition: bool, what: str, seen: object, wanted: object, limit: object = "") -> None:
+    """Raise `ShapeError` naming `what`, the value seen and the value wanted, unless the condition holds."""
+    if not condition:
+        tail = f" {limit}" if limit != "" else ""
+        raise ShapeError(f"{what}: got {seen}, want {wanted}{tail}")
+
+
+def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], dtypes: tuple[dtype, ...]) -> None:
+    """Check rank, sizes (None = any), dtype and contiguity of one tensor."""
+    sizes = tuple(tensor.shape)
+    fits = len(sizes) == len(shape) and all(want is None or want == have for have, want in zip(sizes, shape, strict=False))
+    require(fits, f"{name}.shape", sizes, shape)
+    require(tensor.dtype in dtypes, f"{name}.dtype", tensor.dtype, dtypes)
+    require(tensor.is_contiguous(), f"{name}.is_contiguous()", False, True)
