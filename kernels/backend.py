@@ -1,10 +1,15 @@
-"""Which implementation of an op runs: chosen by where the tensors live, unless the caller asks for the reference."""
+"""Which implementation of an op runs: chosen by where the tensors live, unless the caller asks for another.
+
+Every op has three: C++ (`kernels.cpu`), Triton (`gpu.py` beside the op) and plain PyTorch (`reference.py` beside the op), with one signature.
+"""
 
 import contextlib
 import enum
+import functools
+import importlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -22,6 +27,8 @@ class Backend(enum.StrEnum):
     """Plain PyTorch, on any device; not row-invariant."""
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Op = TypeVar("Op", bound=Callable[..., object])
 
 _asked: ContextVar[Backend | None] = ContextVar("backend", default=None)
@@ -56,3 +63,15 @@ def dispatch(device: torch.device, *, cpu: Op, gpu: Op, reference: Op) -> Op:
             return gpu
         case Backend.REFERENCE:
             return reference
+
+
+def gpu_twin(reference: Callable[P, T]) -> Callable[P, T]:
+    """Return the op of the same name in the `gpu` module beside a reference, imported at the first call: Triton is optional."""
+    module_name = reference.__module__.rpartition(".")[0] + ".gpu"
+
+    @functools.wraps(reference)
+    def op(*args: P.args, **kwargs: P.kwargs) -> T:
+        twin = cast("Callable[P, T]", getattr(importlib.import_module(module_name), reference.__name__))
+        return twin(*args, **kwargs)
+
+    return op

@@ -17,7 +17,9 @@ def require(condition: bool, what: str, seen: object, wanted: object, limit: obj
 def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], dtypes: tuple[dtype, ...]) -> None:
     """Check rank, sizes (None = any), dtype and contiguity of one tensor."""
     sizes = tuple(tensor.shape)
-    fits = len(sizes) == len(shape) and all(want is None or want == have for have, want in zip(sizes, shape, strict=False))
+    fits = len(sizes) == len(shape) and all(
+        want is None or want == have for have, want in zip(sizes, shape, strict=False)
+    )
     require(fits, f"{name}.shape", sizes, shape)
     require(tensor.dtype in dtypes, f"{name}.dtype", tensor.dtype, dtypes)
     require(tensor.is_contiguous(), f"{name}.is_contiguous()", False, True)

@@ -1,11 +1,114 @@
 """Matrix products with a model's weights: `y = W x`, with the neighbours that cost a pass over memory fused in.
 
-Shapes: R rows, K inputs, N outputs.
+Shapes: R rows, L selected rows, K inputs, N outputs.
 Law: each output of a row is one sum over K in a fixed order, whatever R is.
 """
-# interface: LinearWeight (opaque, packed for one backend; .num_rows N, .num_columns K, .num_bytes, .backend, .dequantised() -> [N, K] float32)
-# pack(matrices: Sequence[EncodedMatrix], *, device, bias: Tensor | None = None) -> LinearWeight     several matrices = stacked outputs (q, k, v)
-# pack_gated(gate: EncodedMatrix, up: EncodedMatrix, *, device) -> LinearWeight
-# linear(x [R, K] f32, weight, *, norm: Norm | None = None, residual: Tensor | None = None, select: Tensor | None = None) -> Tensor [R or len(select), N] f32
-#     norm: RMS norm of the row first; residual: added to the result; select: int32 [L], take only these rows of x (lm_head)
-# gated_linear(x [R, K], weight, *, norm) -> [R, N/2]     silu(gate) * up
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.backend import Backend, backend_of, dispatch, gpu_twin
+from kernels.checks import require, require_tensor
+from kernels.linear import reference
+from kernels.linear.weight import LinearWeight
+from kernels.rms_norm.norm import Norm
+from kernels.weights import EncodedMatrix
+
+__all__ = ["LinearWeight", "gated_linear", "linear", "pack", "pack_gated"]
+
+_gpu_pack = gpu_twin(reference.pack)
+_gpu_pack_gated = gpu_twin(reference.pack_gated)
+_gpu_linear = gpu_twin(reference.linear)
+_gpu_gated_linear = gpu_twin(reference.gated_linear)
+
+
+def pack(matrices: Sequence[EncodedMatrix], *, device: torch.device, bias: Tensor | None = None) -> LinearWeight:
+    """Pack matrices, stacked along their outputs, for the backend of a device. They may differ in encoding.
+
+    Args:
+        matrices: each `[N_i, K]`; N is the sum of their rows.
+        device: where the weight will live.
+        bias: `[N]` float32.
+
+    Raises:
+        ShapeError: no matrix, columns that differ, or data that does not fit its encoding.
+    """
+    require(len(matrices) > 0, "number of matrices", len(matrices), "at least", 1)
+    columns = {each.num_columns for each in matrices}
+    require(len(columns) == 1, "columns of the stacked matrices", sorted(columns), "one size")
+    if bias is not None:
+        require_tensor("bias", bias, shape=(sum(each.num_rows for each in matrices),), dtypes=(torch.float32,))
+    op = dispatch(device, cpu=reference.pack, gpu=_gpu_pack, reference=reference.pack)
+    return op(matrices, device=device, bias=bias)
+
+
+def pack_gated(gate: EncodedMatrix, up: EncodedMatrix, *, device: torch.device) -> LinearWeight:
+    """Pack the two matrices of a gated layer, each `[N / 2, K]`, for `gated_linear`.
+
+    Raises:
+        ShapeError: the two differ in shape, or data does not fit its encoding.
+    """
+    shapes = [(each.num_rows, each.num_columns) for each in (gate, up)]
+    require(shapes[0] == shapes[1], "shape of gate", shapes[0], "that of up,", shapes[1])
+    op = dispatch(device, cpu=reference.pack_gated, gpu=_gpu_pack_gated, reference=reference.pack_gated)
+    return op(gate, up, device=device)
+
+
+def linear(
+    x: Tensor,
+    weight: LinearWeight,
+    *,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    select: Tensor | None = None,
+) -> Tensor:
+    """Multiply rows by a weight: `W norm(x) + bias + residual`, `[R, N]`, or `[L, N]` with `select`.
+
+    Args:
+        x: `[R, K]`.
+        weight: `[N, K]`, packed for the backend of `x`.
+        norm: RMS norm of each row before the product.
+        residual: `[R, N]` (`[L, N]` with `select`), added last.
+        select: `[L]` int32: take only these rows of `x`.
+
+    Raises:
+        ShapeError: sizes do not fit, or the weight is gated or was packed for another backend.
+    """
+    _check(x, weight, norm)
+    require(not weight.is_gated, "weight.is_gated", weight.is_gated, False)
+    if residual is not None:
+        num_rows = x.size(0) if select is None else select.size(0)
+        shape = tuple(residual.shape)
+        require(shape == (num_rows, weight.num_rows), "residual.shape", shape, (num_rows, weight.num_rows))
+    if select is not None:
+        require(select.dtype is torch.int32, "select.dtype", select.dtype, torch.int32)
+    op = dispatch(x.device, cpu=reference.linear, gpu=_gpu_linear, reference=reference.linear)
+    return op(x, weight, norm=norm, residual=residual, select=select)
+
+
+def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -> Tensor:
+    """Multiply rows by a gated weight: `silu(gate norm(x)) * (up norm(x))`, `[R, N / 2]`.
+
+    Raises:
+        ShapeError: sizes do not fit, or the weight is not gated or was packed for another backend.
+
+    Source: Shazeer, GLU Variants Improve Transformer, 2020, equation 6.
+    """
+    _check(x, weight, norm)
+    require(weight.is_gated, "weight.is_gated", weight.is_gated, True)
+    op = dispatch(x.device, cpu=reference.gated_linear, gpu=_gpu_gated_linear, reference=reference.gated_linear)
+    return op(x, weight, norm=norm)
+
+
+def _check(x: Tensor, weight: LinearWeight, norm: Norm | None) -> None:
+    """Check what both products ask of their arguments."""
+    require(x.dim() == 2, "x.dim()", x.dim(), 2)
+    require(x.size(1) == weight.num_columns, "columns of x", x.size(1), weight.num_columns)
+    if norm is not None:
+        require(
+            norm.weight.size(0) == weight.num_columns, "columns of the norm", norm.weight.size(0), weight.num_columns
+        )
+    backend = backend_of(x.device)
+    require(backend in (weight.backend, Backend.REFERENCE), "backend of the weight", weight.backend, backend)
