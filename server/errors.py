@@ -10,6 +10,7 @@
     ├── PermissionDenied        a good credential without the right
     ├── Conflict                lost compare-and-set, stale fence
     ├── Overloaded              a limit is reached; says when to come back
+    │   └── DeadlineUnmeetable      it could not be begun in time; coming back with the same deadline will not help
     ├── Unavailable             draining, circuit open, nobody to serve it; says when to come back
     ├── DeadlineExceeded        the caller's time is up
     ├── NotSupported            this server is not set up for that
@@ -178,6 +179,12 @@ class Overloaded(_ComeBackLater):
     """A limit of a tenant, a class or the server is reached; `subject` names it, `retry_after_s` is computed."""
 
     reason = "OVERLOADED"
+
+
+class DeadlineUnmeetable(Overloaded):
+    """The caller's deadline or budget is shorter than the measured wait; refused at once instead of failing late."""
+
+    reason = "DEADLINE_UNMEETABLE"
 
 
 class Unavailable(_ComeBackLater):

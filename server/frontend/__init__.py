@@ -1,0 +1,1 @@
+"""The public face: proto in, proto out, and everything that guards what lies behind it."""
