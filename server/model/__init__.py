@@ -1,0 +1,1 @@
+"""Models: from files to a network that turns rows into logits. Start reading at `model.py`."""
