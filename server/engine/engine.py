@@ -1,0 +1,218 @@
+"""The engine as a token source: a compute thread that steps, and an asyncio face that hands out its events.
+
+The event loop never waits for a kernel and the thread never waits for a reader. Commands (submit, cancel, stop) go to the
+thread through an inbox, which also wakes it; a step's events come back in one `call_soon_threadsafe`. One engine serves one
+event loop: the one that `start` was called on.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import NamedTuple
+
+import structlog
+
+from server.config import EngineConfig
+from server.engine.chain import TokenArray
+from server.engine.core import Core, CoreSizes, LogitsObserver
+from server.engine.events import Emission, EventStream
+from server.engine.intake import check_request
+from server.engine.report import StepReport
+from server.engine.runner import StepModel, page_bytes
+from server.errors import ConfigError, Internal, PathfoxError, SourceLost, Unavailable
+from server.messages import Event, GenerateRequest, Load, Page, PageSource
+from server.model.fingerprint import fingerprint as fingerprint_of
+from server.model.model import Model
+
+log = structlog.get_logger(__name__)
+
+
+class _Submit(NamedTuple):
+    request: GenerateRequest
+    prompt: TokenArray
+    serial: int
+
+
+class _Cancel(NamedTuple):
+    serial: int
+
+
+class _Stop(NamedTuple):
+    """End everything and the thread."""
+
+
+_Command = _Submit | _Cancel | _Stop
+
+
+class Engine:
+    """Generates tokens with one model. A `TokenSource`; use it as an async context manager, or `start` and `stop`.
+
+    Args:
+        model: what computes.
+        config: slots, rows a step, memory.
+        fingerprint: the model's compute class; None = probe the model for it.
+        page_source: takes closed pages that leave the pool's only copy, so that another engine can find them. Asking it for
+            pages at admission is not built yet: `Scheduler._count_cached` is where found pages come from.
+        observer: told of every step, on the compute thread; must be quick and must not raise.
+        logits_observer: sees logits, for tests of the prefix law.
+
+    Raises:
+        ConfigError: the page pool holds no page of this model.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        config: EngineConfig,
+        *,
+        fingerprint: str | None = None,
+        page_source: PageSource | None = None,
+        observer: Callable[[StepReport], None] | None = None,
+        logits_observer: LogitsObserver | None = None,
+    ) -> None:
+        num_pages = config.page_pool_bytes // page_bytes(model)
+        if not num_pages:
+            raise ConfigError(f"engine.page_pool_bytes: {config.page_pool_bytes} holds no page of {page_bytes(model)} bytes")
+        if fingerprint is None:
+            assert isinstance(model, Model)
+            fingerprint = fingerprint_of(model)
+        self.fingerprint = fingerprint
+        self._vocabulary_size = model.spec.vocabulary_size
+        self._page_source = page_source
+        self._observer = observer
+        self._core = Core(
+            model,
+            CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages),
+            fingerprint=fingerprint,
+            clock=time.monotonic,
+            logits_observer=logits_observer,
+        )
+        self._load = self._core.load()
+        self._inbox: SimpleQueue[_Command] = SimpleQueue()
+        self._thread = threading.Thread(target=self._compute, name="pathfox-engine")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopping = False
+        self._streams: dict[int, EventStream] = {}
+        self._num_serials = 0
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Prompt + output that one completion may have: the model's context, or the page pool where that is smaller."""
+        return self._core.max_sequence_tokens
+
+    def start(self) -> None:
+        """Start the compute thread. Called once, on the event loop that will call `generate`."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End every request with `SourceLost` and join the compute thread. May take as long as one step."""
+        if self._loop is None or self._is_stopping:
+            return
+        self._is_stopping = True
+        self._inbox.put(_Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    async def __aenter__(self) -> "Engine":
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def load(self) -> Load:
+        """Return how busy the engine was after its last step."""
+        return self._load
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Yield `Started`, then deltas, then one `Finished` per index. Closing the generator cancels the request.
+
+        Raises:
+            InvalidRequest: a field is out of range, or the prompt does not fit.
+            DeadlineExceeded: the deadline has passed.
+            Unavailable: the engine is not running.
+            SourceLost: the engine was stopped in the middle.
+            Internal: computing this request failed.
+        """
+        if self._is_stopping or self._loop is None:
+            raise Unavailable("the engine is not running", subject="ENGINE_STOPPED")
+        prompt = check_request(request, vocabulary_size=self._vocabulary_size, max_tokens=self.max_sequence_tokens)
+        self._num_serials += 1
+        serial = self._num_serials
+        stream = self._streams[serial] = EventStream(request.sampling.n)
+        self._inbox.put(_Submit(request, prompt, serial))
+        try:
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            del self._streams[serial]
+            if not stream.is_over:
+                self._inbox.put(_Cancel(serial))
+
+    def _compute(self) -> None:
+        """Step while there is work, sleep while there is none. The compute thread's life."""
+        while self._obey():
+            try:
+                report = self._core.step()
+            except Exception:
+                log.exception("engine_recovered")
+                self._core.recover(Internal("the engine made a mistake and ended its requests"))
+            else:
+                self._observe(report)
+            self._publish()
+        self._core.fail_all(SourceLost("the engine was stopped"))
+        self._publish()
+
+    def _obey(self) -> bool:
+        """Carry out what is in the inbox, waiting for it if there is nothing to compute; return whether to go on."""
+        while True:
+            try:
+                command = self._inbox.get(block=not self._core.scheduler.has_work)
+            except Empty:
+                return True
+            match command:
+                case _Submit(request, prompt, serial):
+                    self._core.submit(request, prompt, serial)
+                case _Cancel(serial):
+                    self._core.cancel(serial)
+                case _Stop():
+                    return False
+            if not self._core.scheduler.has_work:
+                self._publish()
+
+    def _observe(self, report: StepReport) -> None:
+        if self._observer is None:
+            return
+        try:
+            self._observer(report)
+        except Exception:
+            log.exception("step_observer_failed")
+
+    def _publish(self) -> None:
+        """Hand the step's events, closed pages and load to the event loop, in one call."""
+        emissions, self._core.emissions = self._core.emissions, []
+        closed, self._core.closed = self._core.closed, []
+        self._load = self._core.load()
+        pages: list[Page] = []
+        if self._page_source is not None:
+            pages = [self._core.read_page(*each) for each in closed]
+        if emissions or pages:
+            assert self._loop is not None
+            with suppress(RuntimeError):  # the loop was closed: nobody is left to read
+                self._loop.call_soon_threadsafe(self._deliver, emissions, pages)
+
+    def _deliver(self, emissions: list[tuple[int, Emission]], pages: list[Page]) -> None:
+        streams = self._streams
+        for serial, emission in emissions:
+            stream = streams.get(serial)
+            if stream is not None:
+                stream.push(emission)
+        if pages and self._page_source is not None:
+            self._page_source.offer(pages)
