@@ -99,6 +99,10 @@ class EngineConfig(Section):
     """Rows of one step: longer steps delay every running stream, shorter ones waste weight reads."""
     page_pool_bytes: int = Field(1024 * 1024 * 1024, ge=1)
     """Positional memory; 1 GiB holds 46,000 tokens of a 135M model and fits any laptop."""
+    device: str = "cpu"
+    """Where weights and pages live, as torch names it: `cpu`, `cuda`, `cuda:1`."""
+    num_threads: int | None = Field(None, ge=1)
+    """Threads of the CPU ops. Unset: the cores that this process may use, by affinity and cgroup quota."""
 
 
 class TelemetryConfig(Section):
