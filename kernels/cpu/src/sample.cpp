@@ -1,8 +1,8 @@
 // Chooses the next token of each row of logits. Same signature and same choices as kernels/sample/reference.py.
 //
-// Law: a row's bits depend on that row only, and are the same on every instruction set: vectors are always 8 lanes of
-// plain arithmetic (no libm, no fused multiply-add), and probabilities are summed as integers, so that the order in
-// which they are summed, gathered or selected cannot matter.
+// Law: a row's bits depend on that row only, and are the same on every instruction set: `exp` is vector.h's, `log` is
+// below, and probabilities are summed as integers, so that the order in which they are summed, gathered or selected
+// cannot matter.
 //
 // A row is read in blocks of 512 logits; the largest of each lane of a block (64 logits) is kept. These 64th parts
 // bound the k-th largest logit from below, so that selecting the top k reads only the few blocks that can hold it.
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "thread_pool.h"
+#include "vector.h"
 
 namespace {
 
@@ -44,26 +45,11 @@ inline F8 load8(const float* from) {
   return x;
 }
 
-inline F8 splat(float x) { return F8{} + x; }
+inline F8 splat8(float x) { return F8{} + x; }
 
-// ---- exp and log in a fixed order of operations ----
-
-// exp of x <= 0, 0 below -87. Argument reduction and polynomial of Cephes' expf.
-inline F8 exp8(F8 x) {
-  const I8 is_tiny = x < splat(-87.0f);
-  x = is_tiny ? splat(-87.0f) : x;
-  const F8 rounder = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const F8 n = (x * 1.44269504f + rounder) - rounder;
-  const F8 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  F8 p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 0.5f;
-  p = p * (r * r) + (r + 1.0f);
-  const I8 exponent = (__builtin_convertvector(n, I8) + 127) << 23;
-  return is_tiny ? F8{} : p * bits_of<F8>(exponent);
+inline bool any(I8 mask) {
+  const L4 bits = bits_of<L4>(mask);
+  return (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
 }
 
 // Natural logarithm of a normal x > 0, by log((1 + s) / (1 - s)) = 2 (s + s^3 / 3 + ...).
@@ -104,64 +90,45 @@ struct Scale {
   int64_t least = 0;
 };
 
-struct Weights8 {
-  L4 low, high;
-};
-
 inline L4 whole(F4 x) {
   const D4 rounder = D4{} + 4503599627370496.0;  // 2^52: the mantissa's last bit is worth 1
   const D4 shifted = __builtin_convertvector(x, D4) * static_cast<double>(kWeightOfOne) + rounder;
   return bits_of<L4>(shifted) - bits_of<L4>(rounder);
 }
 
-inline Weights8 weigh8(F8 x, const Scale& scale) {
-  const F8 e = exp8((x - scale.largest) * scale.inverse_temperature);
-  F4 halves[2];
-  std::memcpy(halves, &e, sizeof e);
-  Weights8 w{whole(halves[0]), whole(halves[1])};
-  const L4 least = L4{} + scale.least;
-  w.low &= w.low >= least;
-  w.high &= w.high >= least;
-  return w;
-}
-
-int64_t mass_of_block(const float* block, const Scale& scale) {
+// Weights of 16 logits. Returns their sum, in four parts.
+inline L4 weigh16(F16 x, const Scale& scale, L4 weights[4]) {
+  F4 parts[4];
+  store(reinterpret_cast<float*>(parts), exp((x - splat(scale.largest)) * splat(scale.inverse_temperature)));
   L4 sum{};
-  for (int i = 0; i < kBlock; i += kLanes) {
-    const Weights8 w = weigh8(load8(block + i), scale);
-    sum += w.low + w.high;
+  for (int i = 0; i < 4; ++i) {
+    const L4 weight = whole(parts[i]);
+    sum += weights[i] = weight & (weight >= L4{} + scale.least);
   }
-  return sum[0] + sum[1] + sum[2] + sum[3];
+  return sum;
 }
 
-// Weights of n logits; both arrays have room for a multiple of 8.
-void weigh(float* logits, int n, const Scale& scale, int64_t* weights) {
-  while (n % kLanes) logits[n++] = -kInfinity;
-  for (int i = 0; i < n; i += kLanes) {
-    const Weights8 w = weigh8(load8(logits + i), scale);
-    std::memcpy(weights + i, &w, sizeof w);
-  }
-}
+inline int64_t add_up(L4 sum) { return sum[0] + sum[1] + sum[2] + sum[3]; }
 
 // ---- memory of one thread, kept between calls ----
 
-struct Scratch {
-  std::vector<float> edited, lane_maxima, sorted_maxima, values;
+struct Memory {
+  std::vector<float> edited, lane_maxima, sorted_maxima;
   std::vector<int32_t> marks;
   std::vector<uint64_t> keys;
-  std::vector<int64_t> masses, weights;
+  std::vector<int64_t> masses;
 };
 
 // ---- the largest ----
 
 // Fills in the largest logit of each lane of each block. Returns the largest of all; NaN if any logit is NaN.
-float find_largest(const Row& row, Scratch& scratch) {
-  scratch.lane_maxima.resize(size_t{kLanes} * row.num_blocks);
+float find_largest(const Row& row, Memory& memory) {
+  memory.lane_maxima.resize(size_t{kLanes} * row.num_blocks);
   I8 is_nan{};
-  F8 largest = splat(-kInfinity);
+  F8 largest = splat8(-kInfinity);
   for (int b = 0; b < row.num_blocks; ++b) {
     const float* block = row.block(b);
-    F8 maxima[4] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
+    F8 maxima[4] = {splat8(-kInfinity), splat8(-kInfinity), splat8(-kInfinity), splat8(-kInfinity)};
     for (int i = 0; i < kBlock; i += 4 * kLanes) {
       for (int j = 0; j < 4; ++j) {
         const F8 x = load8(block + i + j * kLanes);
@@ -170,7 +137,7 @@ float find_largest(const Row& row, Scratch& scratch) {
       }
     }
     for (int j = 1; j < 4; ++j) maxima[0] = maxima[j] > maxima[0] ? maxima[j] : maxima[0];
-    std::memcpy(&scratch.lane_maxima[size_t{kLanes} * b], maxima, sizeof(F8));
+    std::memcpy(&memory.lane_maxima[size_t{kLanes} * b], maxima, sizeof(F8));
     largest = maxima[0] > largest ? maxima[0] : largest;
   }
   float result = -kInfinity;
@@ -184,17 +151,13 @@ float find_largest(const Row& row, Scratch& scratch) {
 
 bool has_distribution(float largest) { return largest > -kInfinity && largest < kInfinity; }  // false for NaN
 
-bool reaches(const Scratch& scratch, int block, float bound) {
-  const F8 is_at_least = load8(&scratch.lane_maxima[size_t{kLanes} * block]);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (is_at_least[lane] >= bound) return true;
-  }
-  return false;
+bool reaches(const Memory& memory, int block, float bound) {
+  return any(load8(&memory.lane_maxima[size_t{kLanes} * block]) >= splat8(bound));
 }
 
-int first_with(const Row& row, const Scratch& scratch, float value) {
+int first_with(const Row& row, const Memory& memory, float value) {
   int b = 0;
-  while (!reaches(scratch, b, value)) ++b;
+  while (!reaches(memory, b, value)) ++b;
   return b * kBlock + static_cast<int>(std::find(row.block(b), row.block(b) + kBlock, value) - row.block(b));
 }
 
@@ -208,55 +171,61 @@ inline uint64_t key_of(float logit, int id) {
 
 inline int id_of(uint64_t key) { return static_cast<int>(~static_cast<uint32_t>(key)); }
 
+// Keeps the n largest keys, n >= 1, the least of them last.
+void keep(std::vector<uint64_t>& keys, size_t n) {
+  std::nth_element(keys.begin(), keys.begin() + (n - 1), keys.end(), std::greater<uint64_t>());
+  keys.resize(n);
+}
+
 // Gathers the keys of at least k tokens (all, if there are no more), the k largest among them.
-void gather_top(const Row& row, int k, Scratch& scratch) {
+void gather_top(const Row& row, int k, Memory& memory) {
   float bound = -kInfinity;
-  const size_t num_maxima = scratch.lane_maxima.size();
+  const size_t num_maxima = memory.lane_maxima.size();
   if (static_cast<size_t>(k) <= num_maxima) {  // k lanes hold a logit of at least the k-th largest maximum
-    scratch.sorted_maxima = scratch.lane_maxima;
-    const auto kth = scratch.sorted_maxima.begin() + (k - 1);
-    std::nth_element(scratch.sorted_maxima.begin(), kth, scratch.sorted_maxima.end(), std::greater<float>());
+    memory.sorted_maxima = memory.lane_maxima;
+    const auto kth = memory.sorted_maxima.begin() + (k - 1);
+    std::nth_element(memory.sorted_maxima.begin(), kth, memory.sorted_maxima.end(), std::greater<float>());
     bound = *kth;
   }
-  scratch.keys.clear();
+  memory.keys.clear();
   for (int b = 0; b < row.num_blocks; ++b) {
-    if (!reaches(scratch, b, bound)) continue;
+    if (!reaches(memory, b, bound)) continue;
     const float* block = row.block(b);
     const int begin = b * kBlock, size = std::min(kBlock, row.size - begin);
     for (int i = 0; i < size; ++i) {
-      if (block[i] >= bound) scratch.keys.push_back(key_of(block[i], begin + i));
+      if (block[i] >= bound) memory.keys.push_back(key_of(block[i], begin + i));
     }
   }
 }
 
-void select_top(const Row& row, int k, Scratch& scratch) {
-  gather_top(row, k, scratch);
-  auto& keys = scratch.keys;
-  if (static_cast<size_t>(k) >= keys.size()) return;
-  std::nth_element(keys.begin(), keys.begin() + k, keys.end(), std::greater<uint64_t>());
-  keys.resize(k);
+// Gathers exactly the k largest (all, if there are no more), the least of them last.
+void select_top(const Row& row, int k, Memory& memory) {
+  gather_top(row, k, memory);
+  auto& keys = memory.keys;
+  keep(keys, std::min(static_cast<size_t>(k), keys.size()));
 }
 
-// Weights of the tokens [begin, end) of the gathered ones go to scratch.weights[0 ..]. Returns their sum.
-int64_t weigh_keys(const Row& row, size_t begin, size_t end, const Scale& scale, Scratch& scratch) {
-  const size_t n = end - begin;
-  scratch.values.resize(n + kLanes);
-  scratch.weights.resize(n + kLanes);
-  for (size_t i = 0; i < n; ++i) scratch.values[i] = row.logits[id_of(scratch.keys[begin + i])];
-  weigh(scratch.values.data(), static_cast<int>(n), scale, scratch.weights.data());
-  int64_t sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += scratch.weights[i];
-  return sum;
+// Sums the weights of the gathered tokens [begin, end).
+int64_t mass_of_keys(const Row& row, size_t begin, size_t end, const Scale& scale, Memory& memory) {
+  L4 sum{}, weights[4];
+  for (size_t at = begin; at < end; at += kLanes16) {
+    const int count = static_cast<int>(std::min(end - at, size_t{kLanes16}));
+    float logits[kLanes16];
+    std::fill_n(logits, kLanes16, -kInfinity);
+    for (int i = 0; i < count; ++i) logits[i] = row.logits[id_of(memory.keys[at + i])];
+    sum += weigh16(load(logits), scale, weights);
+  }
+  return add_up(sum);
 }
 
-// Keeps the fewest of the gathered tokens, largest first, whose weights sum to at least `target`.
-void keep_nucleus(const Row& row, int64_t target, const Scale& scale, Scratch& scratch) {
-  auto& keys = scratch.keys;
+// Keeps the fewest of the gathered tokens, largest first, whose weights sum to at least `target`; the least of them last.
+void keep_nucleus(const Row& row, int64_t target, const Scale& scale, Memory& memory) {
+  auto& keys = memory.keys;
   size_t begin = 0, end = keys.size();  // the last token to keep is in [begin, end)
   while (end - begin > 1) {
     const size_t middle = begin + (end - begin) / 2;
     std::nth_element(keys.begin() + begin, keys.begin() + middle, keys.begin() + end, std::greater<uint64_t>());
-    const int64_t mass = weigh_keys(row, begin, middle, scale, scratch);
+    const int64_t mass = mass_of_keys(row, begin, middle, scale, memory);
     if (mass >= target) {
       end = middle;
     } else {
@@ -264,7 +233,7 @@ void keep_nucleus(const Row& row, int64_t target, const Scale& scale, Scratch& s
       begin = middle;
     }
   }
-  keys.resize(end);
+  keep(keys, end);
 }
 
 // ---- the generator: Philox4x32-10 ----
@@ -334,18 +303,18 @@ void for_each(const PathfoxRagged& ragged, int r, Visit visit) {
 bool is_empty(const PathfoxRagged& ragged, int r) { return ragged.offsets[r] == ragged.offsets[r + 1]; }
 
 // Bias, bans and penalties of row r. Returns the row's own logits if it has none, else an edited copy.
-const float* edit(const float* logits, int size, const PathfoxSamplingRows& rows, int r, Scratch& scratch) {
+const float* edit(const float* logits, int size, const PathfoxSamplingRows& rows, int r, Memory& memory) {
   if (is_empty(rows.prompt, r) && is_empty(rows.output, r) && is_empty(rows.bias, r) && is_empty(rows.banned, r)) {
     return logits;
   }
-  scratch.edited.assign(logits, logits + size);
-  float* x = scratch.edited.data();
+  memory.edited.assign(logits, logits + size);
+  float* x = memory.edited.data();
   for_each(rows.bias, r, [&](int id, int at) { x[id] += rows.bias_values[at]; });
   for_each(rows.banned, r, [&](int id, int) { x[id] = -kInfinity; });
 
   constexpr int32_t kSeen = 1 << 30;  // above any count; the marks are all 0 before and after
-  scratch.marks.resize(std::max(scratch.marks.size(), static_cast<size_t>(size)));
-  int32_t* marks = scratch.marks.data();
+  memory.marks.resize(std::max(memory.marks.size(), static_cast<size_t>(size)));
+  int32_t* marks = memory.marks.data();
   for_each(rows.prompt, r, [&](int id, int) { marks[id] |= kSeen; });
   for_each(rows.output, r, [&](int id, int) { marks[id] = (marks[id] | kSeen) + 1; });
   const float repetition = rows.repetition_penalty[r];
@@ -363,37 +332,61 @@ const float* edit(const float* logits, int size, const PathfoxSamplingRows& rows
   return x;
 }
 
-int64_t mass_of_row(const Row& row, const Scale& scale, Scratch& scratch) {
-  scratch.masses.resize(row.num_blocks);
+// The least token that is kept; of equal logits the lower ids are.
+struct Cut {
+  float logit = -kInfinity;
+  int last_id = std::numeric_limits<int>::max();
+};
+
+// Weights of 16 logits of a row, `id` the first one's; 0 for what is cut.
+inline L4 weigh_kept16(const float* logits, int id, const Scale& scale, const Cut& cut, L4 weights[4]) {
+  if (cut.logit == -kInfinity) return weigh16(load(logits), scale, weights);
+  F8 halves[2];
+  I8 any_kept{};
+  for (int i = 0; i < 2; ++i) {
+    const F8 x = load8(logits + kLanes * i);
+    const I8 ids = I8{0, 1, 2, 3, 4, 5, 6, 7} + (id + kLanes * i);
+    const I8 is_kept = (x > splat8(cut.logit)) | ((x == splat8(cut.logit)) & (ids <= I8{} + cut.last_id));
+    halves[i] = is_kept ? x : splat8(-kInfinity);
+    any_kept |= is_kept;
+  }
+  if (any(any_kept)) return weigh16(load(reinterpret_cast<const float*>(halves)), scale, weights);
+  for (int i = 0; i < 4; ++i) weights[i] = L4{};
+  return L4{};
+}
+
+int64_t mass_of_block(const float* block, int begin, const Scale& scale, const Cut& cut) {
+  L4 sum{}, weights[4];
+  for (int i = 0; i < kBlock; i += kLanes16) sum += weigh_kept16(block + i, begin + i, scale, cut, weights);
+  return add_up(sum);
+}
+
+// Sums the weights of the kept tokens; of each block, to memory.masses. Blocks that hold none are not read.
+int64_t mass_of_row(const Row& row, const Scale& scale, const Cut& cut, Memory& memory) {
+  memory.masses.assign(row.num_blocks, 0);
   int64_t total = 0;
-  for (int b = 0; b < row.num_blocks; ++b) total += scratch.masses[b] = mass_of_block(row.block(b), scale);
+  for (int b = 0; b < row.num_blocks; ++b) {
+    if (!reaches(memory, b, cut.logit)) continue;
+    total += memory.masses[b] = mass_of_block(row.block(b), b * kBlock, scale, cut);
+  }
   return total;
 }
 
-// Draws from all tokens of the row, in id order: first the block, then the token in it.
-int draw_from_row(const Row& row, const Scale& scale, const PathfoxSamplingRows& rows, int r, Scratch& scratch) {
-  int64_t threshold = mass_of_row(row, scale, scratch);
-  threshold = draw_below(threshold, rows.seed[r], rows.index[r], rows.position[r]);
+// Draws one of the kept tokens, in id order: first the block, then the token in it.
+int draw(const Row& row, const Scale& scale, const Cut& cut, const PathfoxSamplingRows& rows, int r, Memory& memory) {
+  const int64_t total = mass_of_row(row, scale, cut, memory);
+  int64_t threshold = draw_below(total, rows.seed[r], rows.index[r], rows.position[r]);
   int b = 0;
-  for (; threshold >= scratch.masses[b]; ++b) threshold -= scratch.masses[b];
-  float logits[kBlock];
-  int64_t weights[kBlock];
-  std::copy(row.block(b), row.block(b) + kBlock, logits);
-  weigh(logits, kBlock, scale, weights);
-  int i = 0;
-  for (; threshold >= weights[i]; ++i) threshold -= weights[i];
-  return b * kBlock + i;
-}
-
-// Draws from the gathered tokens, in id order.
-int draw_from_keys(const Row& row, const Scale& scale, const PathfoxSamplingRows& rows, int r, Scratch& scratch) {
-  auto& keys = scratch.keys;
-  std::sort(keys.begin(), keys.end(), [](uint64_t a, uint64_t b) { return id_of(a) < id_of(b); });
-  int64_t threshold = weigh_keys(row, 0, keys.size(), scale, scratch);
-  threshold = draw_below(threshold, rows.seed[r], rows.index[r], rows.position[r]);
-  size_t i = 0;
-  for (; threshold >= scratch.weights[i]; ++i) threshold -= scratch.weights[i];
-  return id_of(keys[i]);
+  for (; threshold >= memory.masses[b]; ++b) threshold -= memory.masses[b];
+  for (int i = 0;; i += kLanes16) {
+    L4 weights[4];
+    weigh_kept16(row.block(b) + i, b * kBlock + i, scale, cut, weights);
+    for (int lane = 0; lane < kLanes16; ++lane) {
+      const int64_t weight = weights[lane / 4][lane % 4];
+      if (threshold < weight) return b * kBlock + i + lane;
+      threshold -= weight;
+    }
+  }
 }
 
 int64_t nucleus_target(float top_p, int64_t total) {
@@ -402,45 +395,44 @@ int64_t nucleus_target(float top_p, int64_t total) {
   return std::max<int64_t>(1, floor + (static_cast<double>(floor) < exact ? 1 : 0));
 }
 
-// Gathers the tokens that hold top_p of the row's mass; looks at 64 first, which is nearly always enough.
-void gather_nucleus(const Row& row, float top_p, const Scale& scale, Scratch& scratch) {
-  const int64_t target = nucleus_target(top_p, mass_of_row(row, scale, scratch));
-  for (int k = 64;; k = k <= row.size / 8 ? 8 * k : row.size) {
-    gather_top(row, std::min(k, row.size), scratch);
-    const size_t num_gathered = scratch.keys.size();
-    if (weigh_keys(row, 0, num_gathered, scale, scratch) >= target || num_gathered >= static_cast<size_t>(row.size)) break;
+// Gathers the tokens that hold top_p of the row's mass. 64 are nearly always enough; a flat row needs more.
+void gather_nucleus(const Row& row, float top_p, const Scale& scale, Memory& memory) {
+  const int64_t target = nucleus_target(top_p, mass_of_row(row, scale, Cut{}, memory));
+  for (const int k : {64, 512, kLanes * row.num_blocks, row.size}) {
+    gather_top(row, std::min(k, row.size), memory);
+    if (mass_of_keys(row, 0, memory.keys.size(), scale, memory) >= target) break;
   }
-  keep_nucleus(row, target, scale, scratch);
+  keep_nucleus(row, target, scale, memory);
 }
 
-int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r, Scratch& scratch) {
+int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r, Memory& memory) {
   const float temperature = rows.temperature[r];
-  if (temperature < kMinTemperature) return first_with(row, scratch, largest);
+  if (temperature < kMinTemperature) return first_with(row, memory, largest);
   Scale scale{largest, std::max(1.0f / temperature, std::numeric_limits<float>::min())};
-  const D4 least = D4{} + static_cast<double>(rows.min_p[r]) * static_cast<double>(kWeightOfOne);
-  const D4 rounder = D4{} + 4503599627370496.0;
-  const int64_t least_weight = (bits_of<L4>(least + rounder) - bits_of<L4>(rounder))[0];
-
   const bool has_top_k = rows.top_k[r] > 0 && rows.top_k[r] < row.size, has_top_p = rows.top_p[r] < 1.0f;
   if (has_top_k) {
-    select_top(row, rows.top_k[r], scratch);
+    select_top(row, rows.top_k[r], memory);
     if (has_top_p) {
-      const int64_t total = weigh_keys(row, 0, scratch.keys.size(), scale, scratch);
-      keep_nucleus(row, nucleus_target(rows.top_p[r], total), scale, scratch);
+      const int64_t total = mass_of_keys(row, 0, memory.keys.size(), scale, memory);
+      keep_nucleus(row, nucleus_target(rows.top_p[r], total), scale, memory);
     }
   } else if (has_top_p) {
-    gather_nucleus(row, rows.top_p[r], scale, scratch);
+    gather_nucleus(row, rows.top_p[r], scale, memory);
   }
-  scale.least = least_weight;
-  return has_top_k || has_top_p ? draw_from_keys(row, scale, rows, r, scratch)
-                                : draw_from_row(row, scale, rows, r, scratch);
+  Cut cut;
+  if (has_top_k || has_top_p) {
+    cut.last_id = id_of(memory.keys.back());
+    cut.logit = row.logits[cut.last_id];
+  }
+  scale.least = whole(F4{} + rows.min_p[r])[0];
+  return draw(row, scale, cut, rows, r, memory);
 }
 
-int rank_of(const Row& row, int token_id, const Scratch& scratch) {
+int rank_of(const Row& row, int token_id, const Memory& memory) {
   const float value = row.logits[token_id];
   int64_t rank = 1;
   for (int b = 0; b < row.num_blocks; ++b) {
-    if (!reaches(scratch, b, value)) continue;
+    if (!reaches(memory, b, value)) continue;
     const float* block = row.block(b);
     const int num_before = std::clamp(token_id - b * kBlock, 0, kBlock);  // of equal logits the lower ids come first
     const int size = std::min(kBlock, row.size - b * kBlock);
@@ -450,19 +442,19 @@ int rank_of(const Row& row, int token_id, const Scratch& scratch) {
   return static_cast<int>(rank);
 }
 
-// Log probability, rank and top tokens of the raw logits. `scratch` holds the lane maxima of this row.
-void report(const Row& row, float largest, int num_top, PathfoxSampledRows& out, int r, Scratch& scratch) {
-  const int64_t total = mass_of_row(row, Scale{largest}, scratch);
+// Log probability, rank and top tokens of the raw logits. `memory` holds the lane maxima of this row.
+void report(const Row& row, float largest, int num_top, PathfoxSampledRows& out, int r, Memory& memory) {
+  const int64_t total = mass_of_row(row, Scale{largest}, Cut{}, memory);
   const double log_total = largest + log_of(static_cast<double>(total) / static_cast<double>(kWeightOfOne));
   const int token_id = out.token_ids[r];
   out.logprobs[r] = static_cast<float>(row.logits[token_id] - log_total);
-  out.ranks[r] = rank_of(row, token_id, scratch);
+  out.ranks[r] = rank_of(row, token_id, memory);
   num_top = std::min(num_top, row.size);
   if (num_top == 0) return;
-  select_top(row, num_top, scratch);
-  std::sort(scratch.keys.begin(), scratch.keys.end(), std::greater<uint64_t>());
+  select_top(row, num_top, memory);
+  std::sort(memory.keys.begin(), memory.keys.end(), std::greater<uint64_t>());
   for (int i = 0; i < num_top; ++i) {
-    const int id = id_of(scratch.keys[i]);
+    const int id = id_of(memory.keys[i]);
     out.top_token_ids[size_t{1} * r * out.num_top + i] = id;
     out.top_logprobs[size_t{1} * r * out.num_top + i] = static_cast<float>(row.logits[id] - log_total);
   }
@@ -477,40 +469,40 @@ void clear(PathfoxSampledRows& out, int r) {
 }
 
 void sample_row(const float* logits, int size, const PathfoxSamplingRows& rows, PathfoxSampledRows& out, int r,
-                Scratch& scratch) {
+                Memory& memory) {
   clear(out, r);
   out.token_ids[r] = -1;
-  const float* edited_logits = edit(logits, size, rows, r, scratch);
+  const float* edited_logits = edit(logits, size, rows, r, memory);
   const Row edited(edited_logits, size);
-  float largest = find_largest(edited, scratch);
+  float largest = find_largest(edited, memory);
   if (!has_distribution(largest)) return;
-  const int token_id = choose(edited, largest, rows, r, scratch);
+  const int token_id = choose(edited, largest, rows, r, memory);
   const bool is_edited = edited_logits != logits;
   if (!is_edited && rows.logprobs[r] < 0) {
     out.token_ids[r] = token_id;
     return;
   }
   const Row raw(logits, size);
-  if (is_edited) largest = find_largest(raw, scratch);
+  if (is_edited) largest = find_largest(raw, memory);
   if (!has_distribution(largest)) return;  // a NaN that the edits had covered
   out.token_ids[r] = token_id;
-  if (rows.logprobs[r] >= 0) report(raw, largest, rows.logprobs[r], out, r, scratch);
+  if (rows.logprobs[r] >= 0) report(raw, largest, rows.logprobs[r], out, r, memory);
 }
 
 void score_row(const float* logits, int size, int token_id, int num_top, PathfoxSampledRows& out, int r,
-               Scratch& scratch) {
+               Memory& memory) {
   clear(out, r);
   out.token_ids[r] = -1;
   const Row row(logits, size);
-  const float largest = find_largest(row, scratch);
+  const float largest = find_largest(row, memory);
   if (!has_distribution(largest)) return;
   out.token_ids[r] = token_id;
-  report(row, largest, num_top, out, r, scratch);
+  report(row, largest, num_top, out, r, memory);
 }
 
-Scratch& scratch_of_thread() {
-  thread_local Scratch scratch;
-  return scratch;
+Memory& memory_of_thread() {
+  thread_local Memory memory;
+  return memory;
 }
 
 }  // namespace
@@ -520,14 +512,14 @@ extern "C" {
 void pathfox_sample(const float* logits, int32_t num_rows, int32_t size, const PathfoxSamplingRows* rows,
                     PathfoxSampledRows* out) {
   parallel_for(num_rows, [=](int r) {
-    sample_row(logits + size_t{1} * r * size, size, *rows, *out, r, scratch_of_thread());
+    sample_row(logits + size_t{1} * r * size, size, *rows, *out, r, memory_of_thread());
   });
 }
 
 void pathfox_score(const float* logits, int32_t num_rows, int32_t size, const int32_t* token_ids, int32_t num_top,
                    PathfoxSampledRows* out) {
   parallel_for(num_rows, [=](int r) {
-    score_row(logits + size_t{1} * r * size, size, token_ids[r], num_top, *out, r, scratch_of_thread());
+    score_row(logits + size_t{1} * r * size, size, token_ids[r], num_top, *out, r, memory_of_thread());
   });
 }
 
