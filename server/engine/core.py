@@ -23,7 +23,7 @@ from server.engine.sequence import NO_SLOT, Sequence, Submission
 from server.errors import DeadlineExceeded, Internal, PathfoxError
 from server.messages import Finished, FinishReason, GenerateRequest, Load, Page, Started
 
-log = structlog.get_logger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LogitsObserver = Callable[[Many[Sequence], Tensor], None]
 """Given the sequences whose next token is chosen and their logits, one row each, before the choice: for tests of law 1."""
@@ -67,7 +67,7 @@ class Core:
         max_tokens = min(model.spec.context_length_tokens, sizes.num_pages * page_size)
         table = PageTable(sizes.max_num_seqs, -(-max_tokens // page_size), model.device)
         self._limits = Limits(sizes.max_num_seqs, sizes.max_step_tokens, max_tokens)
-        self._new_scheduler = lambda: Scheduler(
+        self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
             PagePool(sizes.num_pages), table, ChainIds(fingerprint, page_size), self._limits, clock
         )
         self.scheduler = self._new_scheduler()
@@ -258,7 +258,9 @@ class Core:
 
     def _drop_poisoned(self, plan: Plan, outcome: Outcome) -> None:
         poisoned = {s.submission for s, token_id in zip(plan.samples, outcome.token_ids, strict=True) if token_id < 0}
-        poisoned |= {s.sequence.submission for s, scores in zip(plan.spans, outcome.scores, strict=True) if scores is None}
+        poisoned |= {
+            s.sequence.submission for s, scores in zip(plan.spans, outcome.scores, strict=True) if scores is None
+        }
         for submission in poisoned:
             self.fail(submission, Internal("the model's logits are not finite"), keep_pages=False)
 

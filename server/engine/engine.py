@@ -76,7 +76,9 @@ class Engine:
     ) -> None:
         num_pages = config.page_pool_bytes // page_bytes(model)
         if not num_pages:
-            raise ConfigError(f"engine.page_pool_bytes: {config.page_pool_bytes} holds no page of {page_bytes(model)} bytes")
+            raise ConfigError(
+                f"engine.page_pool_bytes: {config.page_pool_bytes} holds no page of {page_bytes(model)} bytes"
+            )
         if fingerprint is None:
             assert isinstance(model, Model)
             fingerprint = fingerprint_of(model)

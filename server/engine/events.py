@@ -6,13 +6,14 @@ many tokens as one delta, so a slow reader costs nothing but the memory of its t
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from server.errors import PathfoxError
 from server.messages import Event, Finished, TokenDelta, TokenLogprob
 
 
-class EmittedToken(NamedTuple):
+@dataclass(slots=True)
+class EmittedToken:
     """One token for the reader."""
 
     index: int

@@ -46,7 +46,12 @@ def _out_of_range(request: GenerateRequest) -> list[Violation]:
     checks = (
         (bool(request.prompt_token_ids), "input", "no tokens", "at least one token"),
         (sampling.n >= 1, "sampling_params.n", sampling.n, "at least 1"),
-        (len(request.emitted_token_ids) <= sampling.n, "emitted_token_ids", len(request.emitted_token_ids), "at most n lists"),
+        (
+            len(request.emitted_token_ids) <= sampling.n,
+            "emitted_token_ids",
+            len(request.emitted_token_ids),
+            "at most n lists",
+        ),
         (0 <= sampling.seed <= MAX_SEED, "sampling_params.seed", sampling.seed, "0 .. 2^64 - 1"),
         (sampling.max_tokens >= 0, "sampling_params.max_tokens", sampling.max_tokens, "at least 0"),
         (sampling.min_tokens >= 0, "sampling_params.min_tokens", sampling.min_tokens, "at least 0"),

@@ -11,7 +11,7 @@ class Chunk(NamedTuple):
     """The next rows of a sequence, from its first uncomputed token on."""
 
     sequence: Sequence
-    count: int
+    num_rows: int
 
 
 class ScoredSpan(NamedTuple):
@@ -20,7 +20,7 @@ class ScoredSpan(NamedTuple):
     sequence: Sequence
     first_row: int
     first_position: int
-    count: int
+    num_rows: int
 
 
 @dataclass(slots=True)

@@ -115,7 +115,7 @@ class Runner:
             positions[row : row + count] = np.arange(start, start + count, dtype=np.int32)
             slots[row : row + count] = sequence.slot
             row += count
-        scored = (range(span.first_row, span.first_row + span.count) for span in plan.spans)
+        scored = (range(span.first_row, span.first_row + span.num_rows) for span in plan.spans)
         placement = RowPlacement(self._tensor(positions), self._tensor(slots), self._table.tensor())
         return Rows(self._tensor(token_ids), placement, self._indices(chain(plan.sample_rows, *scored)))
 
@@ -126,8 +126,14 @@ class Runner:
 
     def read_page(self, page_id: int) -> bytes:
         """Return a page's bytes: its fields in the order of layers and names. The same bytes in a store."""
-        fields = (layer.pages[field.name] for layer, names in zip(self.memory, self._model.page_fields, strict=True) for field in names)
-        return b"".join(field[page_id].contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes() for field in fields)
+        fields = (
+            layer.pages[field.name]
+            for layer, names in zip(self.memory, self._model.page_fields, strict=True)
+            for field in names
+        )
+        return b"".join(
+            field[page_id].contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes() for field in fields
+        )
 
     def _indices(self, values: Iterable[int]) -> Tensor:
         return self._tensor(np.fromiter(values, dtype=np.int32))

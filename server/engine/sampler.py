@@ -104,7 +104,8 @@ class Sampler:
         if not is_early.any():
             return _no_tokens(slots.size)
         return RaggedTokens.of(
-            self._banned[slot] if early else _NO_TOKENS for slot, early in zip(slots.tolist(), is_early.tolist(), strict=True)
+            self._banned[slot] if early else _NO_TOKENS
+            for slot, early in zip(slots.tolist(), is_early.tolist(), strict=True)
         )
 
     def _extras(
@@ -123,32 +124,32 @@ class Sampler:
                 each.submission.prompt if params.repetition_penalty != 1.0 else _NO_TOKENS
                 for each, params in zip(sequences, sampling, strict=True)
             ),
-            RaggedTokens.of(each.output if so else _NO_TOKENS for each, so in zip(sequences, is_penalised, strict=True)),
+            RaggedTokens.of(
+                each.output if so else _NO_TOKENS for each, so in zip(sequences, is_penalised, strict=True)
+            ),
         )
 
     def _score(self, plan: Plan, logits: Tensor) -> list[list[TokenLogprob] | None]:
         wanted = [span.sequence.submission.request.sampling.prompt_logprobs or 0 for span in plan.spans]
         next_tokens = np.concatenate(
-            [s.sequence.token_ids[s.first_position + 1 : s.first_position + 1 + s.count] for s in plan.spans]
+            [s.sequence.token_ids[s.first_position + 1 : s.first_position + 1 + s.num_rows] for s in plan.spans]
         )
         num_top = min(max(wanted), self._vocabulary_size)
         scored = score(logits, torch.from_numpy(next_tokens).to(logits.device), num_top)
         poisoned = scored.token_ids.tolist()
-        counts = [min(top, num_top) for top, span in zip(wanted, plan.spans, strict=True) for _ in range(span.count)]
+        counts = [min(top, num_top) for top, span in zip(wanted, plan.spans, strict=True) for _ in range(span.num_rows)]
         logprobs = _read(scored, next_tokens.tolist(), counts)
         scores: list[list[TokenLogprob] | None] = []
         row = 0
         for span in plan.spans:
-            rows = slice(row, row + span.count)
+            rows = slice(row, row + span.num_rows)
             scores.append(None if -1 in poisoned[rows] else [each for each in logprobs[rows] if each is not None])
-            row += span.count
+            row += span.num_rows
         return scores
 
 
 def _is_penalised(sampling: SamplingParams) -> bool:
-    return (
-        sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-    )
+    return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
 
 
 def _no_tokens(num_rows: int) -> RaggedTokens:

@@ -53,7 +53,9 @@ class Scheduler:
         clock: seconds, the clock of `GenerateRequest.deadline_s`.
     """
 
-    def __init__(self, pool: PagePool, table: PageTable, chain: ChainIds, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, pool: PagePool, table: PageTable, chain: ChainIds, limits: Limits, clock: Callable[[], float]
+    ) -> None:
         self.pool = pool
         self.limits = limits
         self.clock = clock
@@ -88,7 +90,9 @@ class Scheduler:
             self._watch(request.deadline_s, submission.serial)
         for index in range(request.sampling.n):
             seniority = Seniority(self._step, request.criticality, submission.serial, index)
-            sequence = Sequence(submission, index, seniority=seniority, max_sequence_tokens=self.limits.max_sequence_tokens)
+            sequence = Sequence(
+                submission, index, seniority=seniority, max_sequence_tokens=self.limits.max_sequence_tokens
+            )
             submission.sequences.append(sequence)
             reason = sequence.finished_before()
             if reason is None:

@@ -21,7 +21,8 @@ class Seniority(NamedTuple):
     arrival_step: int
     criticality: int
     serial: int
-    index: int
+    completion: int
+    """Its index in the request."""
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +149,10 @@ class Sequence:
         return None
 
     def finished_before(self) -> FinishReason | None:
-        """Return why an interrupted run had ended already, or None. (An end-of-turn token is never among emitted tokens.)"""
+        """Return why an interrupted run had ended already, or None.
+
+        The end-of-turn token is never among emitted tokens: it is sampled again.
+        """
         if not self.num_output_tokens:
             return None
         if int(self.token_ids[self.num_tokens - 1]) in self.stop_token_ids:
