@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.backend import dispatch, gpu_twin
 from kernels.checks import require
+from kernels.cpu import linear as cpu
 from kernels.embed import reference
 from kernels.linear.weight import LinearWeight
 
@@ -24,5 +25,5 @@ def embed(token_ids: Tensor, weight: LinearWeight) -> Tensor:
     """
     require(token_ids.dim() == 1, "token_ids.dim()", token_ids.dim(), 1)
     require(token_ids.dtype is torch.int32, "token_ids.dtype", token_ids.dtype, torch.int32)
-    op = dispatch(token_ids.device, cpu=reference.embed, gpu=_gpu_embed, reference=reference.embed)
+    op = dispatch(token_ids.device, cpu=cpu.embed, gpu=_gpu_embed, reference=reference.embed)
     return op(token_ids, weight)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.backend import Backend, backend_of, dispatch, gpu_twin
 from kernels.checks import require, require_tensor
+from kernels.cpu import linear as cpu
 from kernels.linear import reference
 from kernels.linear.weight import LinearWeight
 from kernels.rms_norm.norm import Norm
@@ -40,7 +41,7 @@ def pack(matrices: Sequence[EncodedMatrix], *, device: torch.device, bias: Tenso
     require(len(columns) == 1, "columns of the stacked matrices", sorted(columns), "one size")
     if bias is not None:
         require_tensor("bias", bias, shape=(sum(each.num_rows for each in matrices),), dtypes=(torch.float32,))
-    op = dispatch(device, cpu=reference.pack, gpu=_gpu_pack, reference=reference.pack)
+    op = dispatch(device, cpu=cpu.pack, gpu=_gpu_pack, reference=reference.pack)
     return op(matrices, device=device, bias=bias)
 
 
@@ -52,7 +53,7 @@ def pack_gated(gate: EncodedMatrix, up: EncodedMatrix, *, device: torch.device) 
     """
     shapes = [(each.num_rows, each.num_columns) for each in (gate, up)]
     require(shapes[0] == shapes[1], "shape of gate", shapes[0], "that of up,", shapes[1])
-    op = dispatch(device, cpu=reference.pack_gated, gpu=_gpu_pack_gated, reference=reference.pack_gated)
+    op = dispatch(device, cpu=cpu.pack_gated, gpu=_gpu_pack_gated, reference=reference.pack_gated)
     return op(gate, up, device=device)
 
 
@@ -84,7 +85,7 @@ def linear(
         require(shape == (num_rows, weight.num_rows), "residual.shape", shape, (num_rows, weight.num_rows))
     if select is not None:
         require(select.dtype is torch.int32, "select.dtype", select.dtype, torch.int32)
-    op = dispatch(x.device, cpu=reference.linear, gpu=_gpu_linear, reference=reference.linear)
+    op = dispatch(x.device, cpu=cpu.linear, gpu=_gpu_linear, reference=reference.linear)
     return op(x, weight, norm=norm, residual=residual, select=select)
 
 
@@ -98,7 +99,7 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
     """
     _check(x, weight, norm)
     require(weight.is_gated, "weight.is_gated", weight.is_gated, True)
-    op = dispatch(x.device, cpu=reference.gated_linear, gpu=_gpu_gated_linear, reference=reference.gated_linear)
+    op = dispatch(x.device, cpu=cpu.gated_linear, gpu=_gpu_gated_linear, reference=reference.gated_linear)
     return op(x, weight, norm=norm)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backend import dispatch, gpu_twin
 from kernels.checks import require
+from kernels.cpu import attention as cpu
 from kernels.paged_attention import reference
 from kernels.placement import RowPlacement
 
@@ -48,7 +49,5 @@ def paged_attention(
     require(query.size(0) == rows.num_rows, "rows of query", query.size(0), rows.num_rows)
     require(query.size(2) == head_dim, "head dim of query", query.size(2), head_dim)
     require(query.size(1) % groups == 0, "query heads", query.size(1), "multiple of", groups)
-    op = dispatch(
-        query.device, cpu=reference.paged_attention, gpu=_gpu_paged_attention, reference=reference.paged_attention
-    )
+    op = dispatch(query.device, cpu=cpu.paged_attention, gpu=_gpu_paged_attention, reference=reference.paged_attention)
     return op(query, key_pages, value_pages, rows, scale=scale)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.backend import dispatch, gpu_twin
 from kernels.checks import require
+from kernels.cpu import linear as cpu
 from kernels.rms_norm import reference
 from kernels.rms_norm.norm import Norm
 
@@ -26,4 +27,4 @@ def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """
     require(x.dim() == 2, "x.dim()", x.dim(), 2)
     require(x.size(1) == norm.weight.size(0), "columns of x", x.size(1), norm.weight.size(0))
-    return dispatch(x.device, cpu=reference.rms_norm, gpu=_gpu_rms_norm, reference=reference.rms_norm)(x, norm)
+    return dispatch(x.device, cpu=cpu.rms_norm, gpu=_gpu_rms_norm, reference=reference.rms_norm)(x, norm)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backend import dispatch, gpu_twin
 from kernels.checks import require
+from kernels.cpu import attention as cpu
 from kernels.placement import RowPlacement
 from kernels.rope import reference
 from kernels.rope.table import RopeTable
@@ -49,7 +50,5 @@ def rotate_and_store(
     heads = qkv.size(1) // head_dim - 2 * groups
     require(heads > 0 and heads % groups == 0, "query heads", heads, "multiple of", groups)
     require(2 * table.cos.size(1) <= head_dim, "rotated numbers of a head", 2 * table.cos.size(1), "at most", head_dim)
-    op = dispatch(
-        qkv.device, cpu=reference.rotate_and_store, gpu=_gpu_rotate_and_store, reference=reference.rotate_and_store
-    )
+    op = dispatch(qkv.device, cpu=cpu.rotate_and_store, gpu=_gpu_rotate_and_store, reference=reference.rotate_and_store)
     return op(qkv, rows, table, key_pages, value_pages)

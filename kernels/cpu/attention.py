@@ -1,0 +1,131 @@
+"""Faces of the C++ ops on pages of keys and values.
+
+Shapes: R rows, H query heads, G key/value heads, D head dim, P pool pages, B tokens a page.
+"""
+
+import ctypes
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kernels.checks import require
+from kernels.cpu import library
+from kernels.placement import RowPlacement
+from kernels.rope.table import RopeTable
+
+MAX_HEAD_DIM = 256
+HEAD_DIM_UNIT = 8
+PAGE_SIZE_UNIT = 16
+
+
+class _Placement(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("positions", ctypes.c_void_p),
+        ("sequences", ctypes.c_void_p),
+        ("page_table", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("num_sequences", ctypes.c_int64),
+        ("max_pages", ctypes.c_int64),
+    ]
+
+
+def rotate_and_store(
+    qkv: Tensor, rows: RowPlacement, table: RopeTable, key_pages: Tensor, value_pages: Tensor
+) -> Tensor:
+    """See `kernels.rope.rotate_and_store`."""
+    num_pages, num_groups, head_dim, page_size = key_pages.shape
+    _check_pages(key_pages, value_pages, head_dim, page_size)
+    _check_floats("qkv", qkv)
+    num_rows, num_columns = qkv.shape
+    num_heads = num_columns // head_dim - 2 * num_groups
+    num_positions, width = table.cos.shape
+    query = torch.empty((num_rows, num_heads, head_dim))
+    bad = library.load().pathfox_rotate_and_store(
+        qkv.data_ptr(),
+        _describe(rows)[2],
+        key_pages.data_ptr(),
+        value_pages.data_ptr(),
+        num_pages,
+        num_groups,
+        head_dim,
+        page_size,
+        num_heads,
+        table.cos.data_ptr(),
+        table.sin.data_ptr(),
+        num_positions,
+        width,
+        table.is_interleaved,
+        query.data_ptr(),
+    )
+    if bad >= 0:
+        place = (bad, int(rows.positions[bad]), int(rows.sequences[bad]))
+        limits = f"position below {num_positions} and the page table's end, a page of the pool below {num_pages}"
+        require(condition=False, what="(row, position, sequence)", seen=place, wanted=limits)
+    return query
+
+
+def paged_attention(
+    query: Tensor, key_pages: Tensor, value_pages: Tensor, rows: RowPlacement, *, scale: float
+) -> Tensor:
+    """See `kernels.paged_attention.paged_attention`."""
+    num_pages, num_groups, head_dim, page_size = key_pages.shape
+    _check_pages(key_pages, value_pages, head_dim, page_size)
+    _check_floats("query", query)
+    num_rows, num_heads, _ = query.shape
+    out = torch.empty((num_rows, num_heads * head_dim))
+    library.load().pathfox_paged_attention(
+        query.data_ptr(),
+        _describe(rows)[2],
+        key_pages.data_ptr(),
+        value_pages.data_ptr(),
+        num_pages,
+        num_groups,
+        head_dim,
+        page_size,
+        num_heads,
+        scale,
+        out.data_ptr(),
+    )
+    return out
+
+
+_described: tuple[RowPlacement | None, _Placement, int] = (None, _Placement(), 0)
+"""The placement that was described last, its description and its address: a step uses one for all its layers."""
+
+
+def _describe(rows: RowPlacement) -> tuple[RowPlacement | None, _Placement, int]:
+    """Describe a placement to C++. The caller keeps the result while it uses the address."""
+    global _described  # noqa: PLW0603 a cache of one; replaced as a whole, so threads need no lock
+    described = _described
+    if described[0] is rows:
+        return described
+    placement = _Placement(
+        rows.positions.data_ptr(),
+        rows.sequences.data_ptr(),
+        rows.page_table.data_ptr(),
+        rows.num_rows,
+        *rows.page_table.shape,
+    )
+    _described = described = (rows, placement, ctypes.addressof(placement))
+    return described
+
+
+def _check_floats(name: str, tensor: Tensor) -> None:
+    """Check what C++ takes for granted, without the cost of a message."""
+    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+        seen = f"{tensor.dtype}, contiguous: {tensor.is_contiguous()}"
+        require(condition=False, what=name, seen=seen, wanted="contiguous float32")
+
+
+def _check_pages(key_pages: Tensor, value_pages: Tensor, head_dim: int, page_size: int) -> None:
+    """Check that there is a kernel for these pages."""
+    if head_dim % HEAD_DIM_UNIT or head_dim > MAX_HEAD_DIM:
+        limit = f"{HEAD_DIM_UNIT}, at most {MAX_HEAD_DIM}"
+        require(condition=False, what="head dim on a CPU", seen=head_dim, wanted="multiple of", limit=limit)
+    if page_size % PAGE_SIZE_UNIT:
+        require(condition=False, what="page size on a CPU", seen=page_size, wanted="multiple of", limit=PAGE_SIZE_UNIT)
+    for name, pages in (("key_pages", key_pages), ("value_pages", value_pages)):
+        if pages.dtype is not torch.float16 or not pages.is_contiguous():
+            seen = f"{pages.dtype}, contiguous: {pages.is_contiguous()}"
+            require(condition=False, what=name, seen=seen, wanted="contiguous float16")

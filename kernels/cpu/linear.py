@@ -1,0 +1,188 @@
+"""Faces of the C++ ops that read weights: packing, products, embedding; and the RMS norm.
+
+Shapes: R rows, L selected rows, K inputs, N outputs.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kernels.backend import Backend
+from kernels.checks import require
+from kernels.cpu import library
+from kernels.linear.weight import LinearWeight
+from kernels.rms_norm.norm import Norm
+from kernels.weights import EncodedMatrix, Encoding, check
+
+ENCODING_NUMBERS = {encoding: number for number, encoding in enumerate(Encoding)}
+"""The order of `Encoding` in `src/weight.h`."""
+
+
+class _Part(ctypes.Structure):
+    _fields_: ClassVar = [("blocks", ctypes.c_void_p), ("num_rows", ctypes.c_int64), ("encoding", ctypes.c_int64)]
+
+
+class _Weight(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("num_rows", ctypes.c_int64),
+        ("num_columns", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("num_parts", ctypes.c_int64),
+        ("parts", ctypes.c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PackedWeight(LinearWeight):
+    """A matrix in blocks of 16 outputs, as `src/weight.h` lays them out."""
+
+    blocks: tuple[Tensor, ...]
+    """The bytes of each part."""
+    descriptor: ctypes.Structure
+    """What C++ reads; points into `blocks`, `parts` and the bias, which live as long as it."""
+    parts: ctypes.Array[_Part]
+    address: int
+    """Of the descriptor."""
+
+    def dequantised(self) -> Tensor:
+        """Unpack all rows."""
+        return embed(torch.arange(self.num_rows, dtype=torch.int32), self)
+
+
+def pack(matrices: Sequence[EncodedMatrix], *, device: torch.device, bias: Tensor | None = None) -> LinearWeight:
+    """See `kernels.linear.pack`."""
+    require(device.type == "cpu", "device", device, "cpu")
+    return _pack(matrices, bias=bias, is_gated=False)
+
+
+def pack_gated(gate: EncodedMatrix, up: EncodedMatrix, *, device: torch.device) -> LinearWeight:
+    """See `kernels.linear.pack_gated`."""
+    require(device.type == "cpu", "device", device, "cpu")
+    return _pack([gate, up], bias=None, is_gated=True)
+
+
+def linear(
+    x: Tensor,
+    weight: LinearWeight,
+    *,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    select: Tensor | None = None,
+) -> Tensor:
+    """See `kernels.linear.linear`."""
+    assert isinstance(weight, PackedWeight)
+    _check_floats("x", x)
+    num_rows = x.size(0)
+    if select is not None:
+        num_rows = select.size(0)
+        _check_select(select, x.size(0))
+    if residual is not None:
+        _check_floats("residual", residual)
+    out = torch.empty((num_rows, weight.num_rows))
+    library.load().pathfox_linear(
+        weight.address,
+        x.data_ptr(),
+        num_rows,
+        None if select is None else select.data_ptr(),
+        None if norm is None else norm.weight.data_ptr(),
+        0.0 if norm is None else norm.epsilon,
+        None if residual is None else residual.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -> Tensor:
+    """See `kernels.linear.gated_linear`."""
+    assert isinstance(weight, PackedWeight)
+    _check_floats("x", x)
+    num_rows = x.size(0)
+    out = torch.empty((num_rows, weight.num_rows // 2))
+    library.load().pathfox_gated_linear(
+        weight.address,
+        x.data_ptr(),
+        num_rows,
+        None if norm is None else norm.weight.data_ptr(),
+        0.0 if norm is None else norm.epsilon,
+        out.data_ptr(),
+    )
+    return out
+
+
+def embed(token_ids: Tensor, weight: LinearWeight) -> Tensor:
+    """See `kernels.embed.embed`."""
+    assert isinstance(weight, PackedWeight)
+    require(token_ids.is_contiguous(), "token_ids.is_contiguous()", seen=False, wanted=True)
+    num_rows = token_ids.size(0)
+    out = torch.empty((num_rows, weight.num_columns))
+    bad = library.load().pathfox_embed(weight.address, token_ids.data_ptr(), num_rows, out.data_ptr())
+    if bad >= 0:
+        require(condition=False, what="token id", seen=int(token_ids[bad]), wanted="0 ..", limit=weight.num_rows - 1)
+    return out
+
+
+def rms_norm(x: Tensor, norm: Norm) -> Tensor:
+    """See `kernels.rms_norm.rms_norm`."""
+    _check_floats("x", x)
+    out = torch.empty_like(x)
+    library.load().pathfox_rms_norm(
+        x.data_ptr(), x.size(0), x.size(1), norm.weight.data_ptr(), norm.epsilon, out.data_ptr()
+    )
+    return out
+
+
+def _pack(matrices: Sequence[EncodedMatrix], *, bias: Tensor | None, is_gated: bool) -> PackedWeight:
+    """Pack each matrix and describe them all."""
+    loaded = library.load()
+    blocks = []
+    parts = (_Part * len(matrices))()
+    for matrix, part in zip(matrices, parts, strict=True):
+        check(matrix)
+        number = ENCODING_NUMBERS[matrix.encoding]
+        packed = torch.empty(
+            loaded.pathfox_packed_bytes(number, matrix.num_rows, matrix.num_columns), dtype=torch.uint8
+        )
+        loaded.pathfox_pack(number, matrix.data.data_ptr(), matrix.num_rows, matrix.num_columns, packed.data_ptr())
+        part.blocks, part.num_rows, part.encoding = packed.data_ptr(), matrix.num_rows, number
+        blocks.append(packed)
+    num_rows = sum(each.num_rows for each in matrices)
+    bias = None if bias is None else bias.contiguous()
+    descriptor = _Weight(
+        num_rows=num_rows,
+        num_columns=matrices[0].num_columns,
+        bias=None if bias is None else bias.data_ptr(),
+        num_parts=len(matrices),
+        parts=ctypes.addressof(parts),
+    )
+    return PackedWeight(
+        num_rows=num_rows,
+        num_columns=matrices[0].num_columns,
+        num_bytes=sum(each.nbytes for each in blocks),
+        backend=Backend.CPU,
+        bias=bias,
+        is_gated=is_gated,
+        blocks=tuple(blocks),
+        descriptor=descriptor,
+        parts=parts,
+        address=ctypes.addressof(descriptor),
+    )
+
+
+def _check_floats(name: str, tensor: Tensor) -> None:
+    """Check what C++ takes for granted, without the cost of a message."""
+    if tensor.dtype is not torch.float32:
+        require(condition=False, what=f"{name}.dtype", seen=tensor.dtype, wanted=torch.float32)
+    if not tensor.is_contiguous():
+        require(condition=False, what=f"{name}.is_contiguous()", seen=False, wanted=True)
+
+
+def _check_select(select: Tensor, num_rows: int) -> None:
+    """Check that selected rows exist: C++ does not look."""
+    require(select.dim() == 1 and select.is_contiguous(), "select", tuple(select.shape), "contiguous [L]")
+    if select.size(0):
+        low, high = (int(end) for end in select.aminmax())
+        require(low >= 0 and high < num_rows, "selected rows", (low, high), "0 ..", num_rows - 1)
