@@ -81,6 +81,11 @@ class Scheduler:
         """Whether anything is left to compute."""
         return bool(self.running or self.waiting)
 
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that no sequence has."""
+        return len(self._free_slots)
+
     def submit(self, submission: Submission) -> None:
         """Take a request in: its first sequence waits for a slot, the others for the first."""
         request = submission.request
@@ -178,6 +183,7 @@ class Scheduler:
         """Take a whole request out, in any phase. Dropping it again does nothing."""
         for sequence in reversed(list(submission.sequences)):
             self.end(sequence, keep_pages=keep_pages)
+        self.submissions.pop(submission.serial, None)
 
     def load(self) -> Load:
         """Count what is going on. Rates are the caller's."""
