@@ -1,0 +1,1 @@
+"""Text and token ids: tokenizer, chat template, incremental detokeniser, stop strings. See README.md."""
