@@ -58,6 +58,7 @@ void multiply_block(const Part& part, int64_t block, const PreparedRows& rows, i
 // Calls body(block, first row, end of rows) for all blocks and rows, in pieces that fit the threads and their caches.
 template <class Body>
 void for_blocks_and_rows(int64_t num_blocks, int64_t num_rows, Body body) {
+  if (num_rows == 0) return;  // a step that only reads prompts selects no row for the head
   const int64_t num_chunks = (num_rows + kRowChunk - 1) / kRowChunk;
   const int64_t wanted_items = std::max<int64_t>(1, 8 * num_threads() / num_chunks);
   const int64_t blocks_per_item = std::clamp<int64_t>(num_blocks / wanted_items, 1, num_chunks > 1 ? 4 : 16);
