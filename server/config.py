@@ -44,7 +44,7 @@ class ServerConfig(Section):
     tls_client_ca_file: Path | None = None
     """PEM authorities; set, every client must show a certificate of theirs."""
     credentials_file: Path | None = None
-    """Hashed bearer tokens with tenant and role (TOML or JSON lines). Unset: loopback callers are `default`, admin."""
+    """Hashed bearer tokens with tenant and role (TOML or JSON lines). Unset: loopback is tenant `default`, admin."""
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """gRPC's own default: a million tokens of text fit, an accidental upload does not."""
     compression: Literal["none", "deflate", "gzip"] = "none"

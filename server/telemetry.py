@@ -1,4 +1,4 @@
-"""Names of everything that is observed: metrics with their buckets, log events, span attributes; and how to turn them on.
+"""Names of everything that is observed: metrics and their buckets, log events, span attributes; and how to turn them on.
 
 Metric suffixes are those that vLLM and SGLang dashboards use, under our prefix. Rooms import the names and observe;
 only a composition root calls the functions.
@@ -90,9 +90,7 @@ PROMPT_TOKENS = Counter(
 CACHED_TOKENS = Counter(
     "pathfox_cached_tokens_total", "Prompt tokens found in the page pool.", ["model"], registry=REGISTRY
 )
-GENERATION_TOKENS = Counter(
-    "pathfox_generation_tokens_total", "Completion tokens sent.", ["model"], registry=REGISTRY
-)
+GENERATION_TOKENS = Counter("pathfox_generation_tokens_total", "Completion tokens sent.", ["model"], registry=REGISTRY)
 REQUESTS_FINISHED = Counter(
     "pathfox_request_success_total", "Completions by how they ended.", ["model", "finished_reason"], registry=REGISTRY
 )
@@ -148,8 +146,8 @@ GEN_AI_RESPONSE_ID = "gen_ai.response.id"
 GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
 GEN_AI_TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
 GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
-GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"  # noqa: S105 an attribute's name
-GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # noqa: S105 an attribute's name
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 GEN_AI_MAX_TOKENS = "gen_ai.request.max_tokens"
 GEN_AI_TEMPERATURE = "gen_ai.request.temperature"
 GEN_AI_TOP_P = "gen_ai.request.top_p"

@@ -51,6 +51,8 @@ class Reply:
     """What ends a failed RPC."""
 
     code: grpc.StatusCode
+    reason: str
+    """`google.rpc.ErrorInfo.reason`."""
     message: str
     metadata: tuple[tuple[str, str | bytes], ...]
     """Trailing: `grpc-status-details-bin`, `grpc-retry-pushback-ms`, `x-request-id`."""
@@ -78,7 +80,8 @@ def reply_to(error: BaseException, *, request_id: str, jitter: Callable[[], floa
     code = next(CODES[kind] for kind in type(known).__mro__ if kind in CODES)
     message = _shorten(str(known))
     metadata: list[tuple[str, str | bytes]] = [("x-request-id", request_id)]
-    details = _details(known, request_id)
+    info = _error_info(known, request_id)
+    details: list[Message] = [info, *_details(known)]
     if (retry_s := _retry_after_s(known)) is not None:
         # The spread is upwards only: earlier than computed is too early.
         retry_s *= 1 + jitter() * (MAX_JITTER - 1)
@@ -90,7 +93,7 @@ def reply_to(error: BaseException, *, request_id: str, jitter: Callable[[], floa
     for detail in details:
         status.details.add().Pack(detail)
     metadata.extend(rpc_status.to_status(status).trailing_metadata)
-    return Reply(code, message, tuple(metadata))
+    return Reply(code, info.reason, message, tuple(metadata))
 
 
 def _known(error: BaseException) -> BaseException | None:
@@ -105,17 +108,21 @@ def _known(error: BaseException) -> BaseException | None:
     return None
 
 
-def _details(error: BaseException, request_id: str) -> list[Message]:
+def _error_info(error: BaseException, request_id: str) -> error_details_pb2.ErrorInfo:
+    """Say in a word that programs can rely on what happened, with the figures that decided."""
     assert isinstance(error, errors.PathfoxError), "the table holds our errors only"
-    metadata = error.metadata()
-    reason = error.reason
+    reason, metadata = error.reason, error.metadata()
     if isinstance(error, errors.Internal):
         metadata = {"request_id": request_id}
     elif isinstance(error, errors.Unavailable) and error.subject:
         reason = error.subject
     elif isinstance(error, errors.Overloaded) and error.subject:
         metadata = {**metadata, "subject": error.subject}
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
+    return error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+
+
+def _details(error: BaseException) -> list[Message]:
+    details: list[Message] = []
     match error:
         case errors.InvalidRequest():
             details.append(_bad_request(error))

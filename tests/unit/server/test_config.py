@@ -17,7 +17,9 @@ def test_defaults_need_no_source(tmp_path: Path) -> None:
 def test_later_sources_win(tmp_path: Path) -> None:
     """The environment overrides the file, and the command line both."""
     path = tmp_path / "pathfox.toml"
-    path.write_text("[server]\nport = 1\nhost = '::1'\n[engine]\nmax_num_seqs = 2\n[[models]]\nname = 'a'\npath = 'x'\n")
+    path.write_text(
+        "[server]\nport = 1\nhost = '::1'\n[engine]\nmax_num_seqs = 2\n[[models]]\nname = 'a'\npath = 'x'\n"
+    )
 
     config = load_config(
         path,

@@ -1,0 +1,84 @@
+"""ModelService: what is served, its tokenizer, and its judgement of a text."""
+
+from pathfox.v1 import model_pb2 as pb
+from pathfox.v1 import model_pb2_grpc
+from server.errors import Internal, InvalidRequest
+from server.frontend import frames, wire
+from server.frontend.caller import caller_of
+from server.frontend.generations import Generations
+from server.frontend.interceptor import Context
+from server.frontend.models import Models
+from server.frontend.requests import Prompt, StartedEvent
+from server.frontend.sampling import resolve_score
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """Public RPCs about models."""
+
+    def __init__(self, models: Models, generations: Generations, *, max_message_bytes: int) -> None:
+        self._models = models
+        self._generations = generations
+        self._max_message_bytes = max_message_bytes
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
+        """Describe every model."""
+        return pb.ListModelsResponse(
+            models=[frames.write_model(each, max_message_bytes=self._max_message_bytes) for each in self._models]
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
+        """Describe one model."""
+        model = self._models.resolve(request.model)
+        return pb.GetModelResponse(model=frames.write_model(model, max_message_bytes=self._max_message_bytes))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: ARG002, N802
+        """Make the token ids that Generate would use."""
+        model = self._models.resolve(request.model)
+        tokenizer = model.need_tokenizer()
+        prompt: Prompt
+        match request.WhichOneof("input"):
+            case "text":
+                prompt = request.text
+            case "messages":
+                checks = wire.Checks()
+                prompt = wire.read_messages(request.messages.messages, "messages.messages", checks)
+                checks.raise_if_any()
+            case _:
+                raise InvalidRequest.of("input", seen="nothing", limit="text or messages")
+        token_ids = await self._generations.prompts.encode(model, prompt)
+        return pb.TokenizeResponse(token_ids=token_ids, tokens=[tokenizer.token_text(each) for each in token_ids])
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: ARG002, N802
+        """Turn token ids into text."""
+        model = self._models.resolve(request.model)
+        model.need_tokenizer()
+        checks = wire.Checks()
+        wire.check_token_ids(request.token_ids, "token_ids", model, checks)
+        checks.raise_if_any()
+        return pb.DetokenizeResponse(text=await self._generations.prompts.decode(model, request.token_ids))
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+        """Report how probable the model finds a text: a generation of no tokens."""
+        scored = wire.read_score(request, self._models)
+
+        async def encode() -> tuple[int, ...]:
+            token_ids = await self._generations.prompts.encode(scored.model, scored.prompt)
+            if len(token_ids) < 2:
+                seen = f"{len(token_ids)} tokens"
+                raise InvalidRequest.of("input", seen=seen, limit="at least 2: the first one has no probability")
+            return token_ids
+
+        started: StartedEvent | None = None
+        async with self._generations.start(
+            scored,
+            caller_of(context),
+            encode=encode,
+            resolve=lambda choices, info, tokens: resolve_score(choices, info, prompt_tokens=tokens),
+        ) as generation:
+            async for event in generation:
+                if isinstance(event, StartedEvent):
+                    started = event
+            token_ids = generation.prompt_token_ids
+        if started is None or len(started.prompt_logprobs) != len(token_ids) - 1:
+            raise Internal("the token source did not score every token")
+        return frames.write_score(token_ids, started, num_top=request.top_logprobs)
