@@ -1,7 +1,7 @@
 """Chain ids: the addresses of pages. Whoever knows the tokens knows the address.
 
-A page's id is BLAKE2b over the fingerprint, the previous page's id and the page's token ids, so it names the whole prefix
-and the compute class that its bytes came from. The first page's previous id is made from the tenant's salt.
+A page's id is BLAKE2b over the fingerprint, the previous page's id and the page's token ids, so it names the whole
+prefix and the compute class that its bytes came from. The first page's previous id is made from the tenant's salt.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ from server.messages import Finished, FinishReason, GenerateRequest, Load, Page,
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LogitsObserver = Callable[[Many[Sequence], Tensor], None]
-"""Given the sequences whose next token is chosen and their logits, one row each, before the choice: for tests of law 1."""
+"""Given the sequences whose next token is chosen and their logits, one row each: for tests of the prefix law."""
 
 CHECKSUM_BYTES = 16
 
@@ -211,9 +211,10 @@ class Core:
             return None
 
     def _execute_apart(self, plan: Plan) -> None:
-        """Find out whose rows make a step fail, by running each request alone: by the prefix law nobody else sees a difference.
+        """Find out whose rows make a step fail, by running each request alone.
 
-        A request that fails alone ends with `Internal`. If all do, the fault is not in them, and nothing in the pool is trusted.
+        By the prefix law the others see no difference. A request that fails alone ends with `Internal`. If all do, the
+        fault is not in them, and nothing in the pool is trusted.
         """
         parts = plan.split()
         survivors = 0
@@ -229,22 +230,29 @@ class Core:
 
     def _commit(self, plan: Plan, outcome: Outcome) -> None:
         """Write the outcome into the sequences, and tell it."""
-        now_s = self._clock()
         self._drop_poisoned(plan, outcome)
         for span, scores in zip(plan.spans, outcome.scores, strict=True):
             if scores is not None and span.sequence.prompt_logprobs is not None:
                 span.sequence.prompt_logprobs += scores
+        self._advance(plan)
+        self._accept(plan, outcome)
+
+    def _advance(self, plan: Plan) -> None:
+        """Count the computed rows, close full pages, and start requests whose prompt is in."""
         closing: list[tuple[int, int]] = []
-        for sequence, count in plan.chunks:
-            if sequence.slot == NO_SLOT:  # was dropped above
-                continue
-            closing += [(sequence.slot, page_id) for page_id in self.scheduler.advance(sequence, count)]
+        for sequence, num_rows in plan.chunks:
+            if sequence.slot != NO_SLOT:  # else it was dropped just now
+                closing += [(sequence.slot, page_id) for page_id in self.scheduler.advance(sequence, num_rows)]
         if closing:
             self.runner.close(closing)
             self._note_closed(closing)
         for sequence, _ in plan.chunks:
             if sequence.num_remaining == 0 and not (sequence.submission.is_started and sequence.max_tokens):
                 self._prompt_is_in(sequence)
+
+    def _accept(self, plan: Plan, outcome: Outcome) -> None:
+        """Append the chosen tokens, and finish what they end."""
+        now_s = self._clock()
         for sequence, token_id, logprob in zip(plan.samples, outcome.token_ids, outcome.logprobs, strict=True):
             if sequence.slot == NO_SLOT:
                 continue

@@ -1,8 +1,8 @@
 """The engine as a token source: a compute thread that steps, and an asyncio face that hands out its events.
 
-The event loop never waits for a kernel and the thread never waits for a reader. Commands (submit, cancel, stop) go to the
-thread through an inbox, which also wakes it; a step's events come back in one `call_soon_threadsafe`. One engine serves one
-event loop: the one that `start` was called on.
+The event loop never waits for a kernel and the thread never waits for a reader. Commands (submit, cancel, stop) go to
+the thread through an inbox, which also wakes it; a step's events come back in one `call_soon_threadsafe`. One engine
+serves one event loop: the one that `start` was called on.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import structlog
 
@@ -23,7 +23,7 @@ from server.engine.events import Emission, EventStream
 from server.engine.intake import check_request
 from server.engine.report import StepReport
 from server.engine.runner import StepModel, page_bytes
-from server.errors import ConfigError, Internal, PathfoxError, SourceLost, Unavailable
+from server.errors import ConfigError, Internal, SourceLost, Unavailable
 from server.messages import Event, GenerateRequest, Load, Page, PageSource
 from server.model.fingerprint import fingerprint as fingerprint_of
 from server.model.model import Model
@@ -55,8 +55,8 @@ class Engine:
         model: what computes.
         config: slots, rows a step, memory.
         fingerprint: the model's compute class; None = probe the model for it.
-        page_source: takes closed pages that leave the pool's only copy, so that another engine can find them. Asking it for
-            pages at admission is not built yet: `Scheduler._count_cached` is where found pages come from.
+        page_source: is offered every page that closes; None = pages live and die in the pool. It is not asked for pages
+            yet: that belongs before admission, where the scheduler counts what the pool has of a sequence.
         observer: told of every step, on the compute thread; must be quick and must not raise.
         logits_observer: sees logits, for tests of the prefix law.
 
@@ -119,7 +119,7 @@ class Engine:
         self._inbox.put(_Stop())
         await asyncio.to_thread(self._thread.join)
 
-    async def __aenter__(self) -> "Engine":
+    async def __aenter__(self) -> Self:
         self.start()
         return self
 

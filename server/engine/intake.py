@@ -1,4 +1,4 @@
-"""What a request must be before the engine takes it in. The front end has checked it in its own words; this guards memory."""
+"""What a request must be before the engine takes it in: whatever the front end has checked, this guards memory."""
 
 import time
 
@@ -9,6 +9,8 @@ from server.errors import ContextLengthExceeded, DeadlineExceeded, InvalidReques
 from server.messages import GenerateRequest
 
 MAX_SEED = (1 << 64) - 1
+MAX_COMPLETIONS = 1024
+"""Each takes memory for its token ids before it gets a slot."""
 
 
 def check_request(request: GenerateRequest, *, vocabulary_size: int, max_tokens: int) -> TokenArray:
@@ -45,7 +47,7 @@ def _out_of_range(request: GenerateRequest) -> list[Violation]:
     sampling = request.sampling
     checks = (
         (bool(request.prompt_token_ids), "input", "no tokens", "at least one token"),
-        (sampling.n >= 1, "sampling_params.n", sampling.n, "at least 1"),
+        (1 <= sampling.n <= MAX_COMPLETIONS, "sampling_params.n", sampling.n, f"1 .. {MAX_COMPLETIONS}"),
         (
             len(request.emitted_token_ids) <= sampling.n,
             "emitted_token_ids",

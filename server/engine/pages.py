@@ -77,8 +77,8 @@ class PagePool:
     def close(self, page_id: int, chain_id: bytes) -> int:
         """Give a full page its address; return the page to hold from now on.
 
-        Where another sequence has closed the same page before, that one is held instead and this one is freed: by the prefix
-        law their bytes are equal.
+        Where another sequence has closed the same page before, that one is held instead and this one is freed: by the
+        prefix law their bytes are equal.
         """
         first = self._closed.get(chain_id)
         if first is not None:
@@ -93,8 +93,8 @@ class PagePool:
     def release(self, page_ids: Iterable[int], *, keep: bool = True) -> None:
         """Let go of pages of one sequence, in the sequence's order.
 
-        What nobody else holds is cached if it is closed, else freed. The end of a sequence is evicted before its beginning,
-        because a page is found only through those before it.
+        What nobody else holds is cached if it is closed, else freed. The end of a sequence is evicted before its
+        beginning, because a page is found only through those before it.
 
         Args:
             page_ids: pages that the caller holds.

@@ -1,4 +1,4 @@
-"""What one step computes (a plan) and what came of it (an outcome). Passed from the scheduler to runner and sampler and back."""
+"""What one step computes (a plan) and what came of it (an outcome). From scheduler to runner and sampler and back."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -102,7 +102,7 @@ class Runner:
         return self._model.forward(self.rows(plan), self.memory)
 
     def rows(self, plan: Plan) -> Rows:
-        """Lay the plan's rows out. Decode rows come first and are gathered together; a chunk of a prompt is one slice."""
+        """Lay the plan's rows out: decode rows first, gathered together; each chunk of a prompt as one slice."""
         token_ids, positions, slots = (np.empty(plan.num_rows, dtype=np.int32) for _ in range(3))
         row = plan.num_decode_rows
         decoding = [chunk.sequence for chunk in islice(plan.chunks, row)]

@@ -1,7 +1,7 @@
-"""From sequences to `kernels.sample` and back. Keeps each slot's sampling parameters as columns, so a step only gathers them.
+"""From sequences to `kernels.sample` and back. Keeps sampling parameters as columns by slot, so a step only gathers.
 
-Penalties need no state of their own: they are functions of the sequence's token ids, which lie in one growing array, so a step
-hands out views. Knows no pages and no requests.
+Penalties need no state of their own: they are functions of the sequence's token ids, which lie in one growing array,
+so a step hands out views. Knows no pages and no requests.
 """
 
 from collections.abc import Mapping

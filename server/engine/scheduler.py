@@ -1,13 +1,13 @@
 """Who computes next: continuous batching under a token budget, in order of seniority.
 
-Owns the waiting queue, the running set, slots, and every change of a sequence's pages. Knows no tensors: it reads token ids
-and moves page ids. Called only from the compute thread.
+Owns the waiting queue, the running set, slots, and every change of a sequence's pages. Knows no tensors: it reads
+token ids and moves page ids. Called only from the compute thread.
 
-Order of a step: decode rows first, then prompts that are being read, then admission. Seniority is arrival; criticality and
-then the serial number decide among those that came in the same step. A sequence is admitted only if its whole prompt fits
-into the pool, and then holds all these pages, so pages run out only when outputs grow. Then the youngest gives its pages up
-and waits again with prompt + output as its prompt (law 3). The eldest is never preempted and a request that cannot fit
-into the pool alone is never accepted, so somebody always advances.
+Order of a step: decode rows first, then prompts that are being read, then admission. Seniority is arrival; criticality
+and then the serial number decide among those that came in the same step. A sequence is admitted only if its whole
+prompt fits into the pool, and then holds all these pages, so pages run out only when outputs grow. Then the youngest
+gives its pages up and waits again with prompt + output as its prompt (law 3). The eldest is never preempted and a
+request that cannot fit into the pool alone is never accepted, so somebody always advances.
 """
 
 import heapq
@@ -21,7 +21,6 @@ from server.engine.plan import Plan
 from server.engine.sequence import NO_SLOT, Seniority, Sequence, Submission
 from server.engine.waiting import WaitingQueue
 from server.messages import Load
-
 
 MIN_DEADLINES_KEPT = 64
 
@@ -124,7 +123,10 @@ class Scheduler:
         return late
 
     def plan(self) -> Plan:
-        """Choose the rows of the next step and give them their pages. Planned rows are computed or their request is dropped."""
+        """Choose the rows of the next step and give them their pages.
+
+        The caller computes them all, or drops the requests whose rows it could not compute.
+        """
         self._step += 1
         self.admitted = []
         plan = Plan()
@@ -215,7 +217,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a slot and the pages of all its tokens, found or new, if the pool has room.
 
-        Every running sequence may need one more page soon; without room for these an admission would end in a preemption.
+        Every running sequence may need one more page soon; without room for these an admission would end in a
+        preemption.
         """
         found = self._count_cached(sequence)
         num_pages = -(-sequence.num_tokens // self._page_size)
@@ -246,7 +249,7 @@ class Scheduler:
         return found
 
     def _find_pages(self, sequence: Sequence) -> None:
-        """Skip what another sequence has computed since this one was admitted: bursts often share a prompt's beginning."""
+        """Skip what others have computed since this one was admitted: bursts often share a prompt's beginning."""
         place = sequence.num_closed_pages
         while (place + 1) * self._page_size <= sequence.first_needed_position:
             page_id = self.pool.find(self._chain_id(sequence, place))
@@ -269,7 +272,7 @@ class Scheduler:
         sequence.num_computed = computed
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Make sure that a decoding sequence has a page for its next row; False = it was itself the youngest and waits."""
+        """Make sure that a decoding sequence has a page for its next row; False = it was the youngest and waits."""
         if sequence.num_computed < len(sequence.page_ids) * self._page_size:
             return True
         while not self.pool.num_available:

@@ -1,7 +1,7 @@
 """A token source without an engine: tokens from a script or a pure function, at a set rate, with faults on request.
 
-Shipped for tests and benchmarks of whatever consumes a `TokenSource`. Keeps the whole contract: continuation, endings, deadline,
-cancellation.
+Shipped for tests and benchmarks of whatever consumes a `TokenSource`. Keeps the whole contract: continuation, endings,
+deadline, cancellation.
 """
 
 import asyncio

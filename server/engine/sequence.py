@@ -48,7 +48,7 @@ class Submission:
 
 
 class Sequence:
-    """One completion. `token_ids[:num_tokens]` is prompt + output; entries of the first `num_computed` are in its pages."""
+    """One completion: `token_ids[:num_tokens]` is prompt + output, and the first `num_computed` are in its pages."""
 
     __slots__ = (
         "chain_ids",
@@ -115,7 +115,8 @@ class Sequence:
     @property
     def num_backlog_tokens(self) -> int:
         """Tokens not yet computed or generated."""
-        return self.num_remaining + self.max_tokens - self.num_output_tokens
+        room = min(self.max_tokens - self.num_output_tokens, self.max_sequence_tokens - self.num_tokens)
+        return self.num_remaining + max(room, 0)
 
     @property
     def output(self) -> TokenArray:

@@ -40,6 +40,7 @@ class Source(TokenSource, Protocol):
 
 @asynccontextmanager
 async def engine() -> AsyncIterator[Source]:
+    """Make an engine on a model without weights."""
     model = FakeModel(FakeSpec(vocabulary_size=VOCABULARY, context_length_tokens=CONTEXT))
     config = EngineConfig(max_num_seqs=8, max_step_tokens=16, page_pool_bytes=model.page_bytes * 256)
     async with Engine(model, config, fingerprint="fake") as source:
@@ -48,6 +49,7 @@ async def engine() -> AsyncIterator[Source]:
 
 @asynccontextmanager
 async def script() -> AsyncIterator[Source]:
+    """Make a source that computes nothing."""
     yield ScriptedSource(
         lambda seed, index, position: hash((seed, index, position)) % VOCABULARY,
         vocabulary_size=VOCABULARY,
@@ -57,6 +59,7 @@ async def script() -> AsyncIterator[Source]:
 
 @pytest.fixture(params=[engine, script], ids=lambda make: make.__name__)
 async def source(request: pytest.FixtureRequest) -> AsyncIterator[Source]:
+    """Each implementation; afterwards nothing is left in it."""
     make: Callable[[], AbstractAsyncContextManager[Source]] = request.param
     async with make() as made:
         yield made
@@ -66,11 +69,14 @@ async def source(request: pytest.FixtureRequest) -> AsyncIterator[Source]:
 async def idle(source: Source) -> None:
     """Wait until nothing is running, waiting or held."""
     async with asyncio.timeout(5):
-        while (load := source.load()).running_requests or load.waiting_requests or load.used_pages:
+        while (load := source.load()).running_requests or load.waiting_requests or load.used_pages:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
-def ask(*, emitted: tuple[tuple[int, ...], ...] = (), deadline_s: float | None = None, **sampling: object) -> GenerateRequest:
+def ask(
+    *, emitted: tuple[tuple[int, ...], ...] = (), deadline_s: float | None = None, **sampling: object
+) -> GenerateRequest:
+    """Make a request on the common prompt."""
     params = replace(SamplingParams(seed=7, max_tokens=24), **sampling)
     return GenerateRequest("r", PROMPT, params, emitted_token_ids=emitted, deadline_s=deadline_s)
 
@@ -86,6 +92,7 @@ class Answer:
 
 
 async def collect(source: TokenSource, request: GenerateRequest) -> Answer:
+    """Read a whole answer, checking that nothing follows a Finished."""
     answer = Answer()
     async with aclosing(source.generate(request)) as events:
         async for event in events:

@@ -2,7 +2,8 @@
 
 Each case runs a few requests together: random arrivals, budgets that change every step (so chunks of any size), few
 pages (so preemptions), shared beginnings (so prefix-cache hits), interruptions and cancellations. Every logit row and
-every token must have the bits that the same request gives alone, one token a step, in an engine with nothing else in it.
+every token must have the bits that the same request gives alone, one token a step, in an engine with nothing else in
+it.
 """
 
 import logging

@@ -10,6 +10,7 @@ TOKENS = np.arange(32, dtype=np.int32)
 
 
 def ids(chain: ChainIds, tokens: np.ndarray, salt: bytes = b"") -> list[bytes]:
+    """Return the ids of all whole pages."""
     made: list[bytes] = []
     chain.extend(made, chain.root(salt), tokens, tokens.size // chain.page_size_tokens)
     return made

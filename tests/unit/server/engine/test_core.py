@@ -190,7 +190,7 @@ SAMPLINGS = st.builds(
 
 
 class CoreMachine(RuleBasedStateMachine):
-    """Under arrivals, cancellations, deadlines, interruptions and page pressure, every answer is that of the request alone."""
+    """Under arrivals, cancellations, deadlines and page pressure, every answer is that of the request alone."""
 
     def __init__(self) -> None:
         super().__init__()

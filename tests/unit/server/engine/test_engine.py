@@ -52,21 +52,27 @@ class GatedModel(FakeModel):
 
 
 def config(model: FakeModel, *, max_num_seqs: int = 8, num_pages: int = 512) -> EngineConfig:
+    """Make a configuration for a model of this size."""
     return EngineConfig(max_num_seqs=max_num_seqs, max_step_tokens=16, page_pool_bytes=model.page_bytes * num_pages)
 
 
 def ask(max_tokens: int = 8, *, prompt: int = 5, n: int = 1, deadline_s: float | None = None) -> GenerateRequest:
-    return GenerateRequest("r", tuple(range(prompt)), SamplingParams(seed=1, max_tokens=max_tokens, n=n), deadline_s=deadline_s)
+    """Make a request."""
+    return GenerateRequest(
+        "r", tuple(range(prompt)), SamplingParams(seed=1, max_tokens=max_tokens, n=n), deadline_s=deadline_s
+    )
 
 
 async def collect(engine: Engine, request: GenerateRequest) -> list[Event]:
+    """Read a whole answer."""
     async with aclosing(engine.generate(request)) as events:
         return [event async for event in events]
 
 
 async def idle(engine: Engine) -> None:
+    """Wait until nothing is held, and assert that nothing leaked."""
     async with asyncio.timeout(5):
-        while (load := engine.load()).running_requests or load.waiting_requests or load.used_pages:
+        while (load := engine.load()).running_requests or load.waiting_requests or load.used_pages:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     engine._core.scheduler.pool.check()
     assert not engine._streams
@@ -75,6 +81,7 @@ async def idle(engine: Engine) -> None:
 
 @asynccontextmanager
 async def gated() -> AsyncIterator[tuple[Engine, GatedModel]]:
+    """Run an engine on a gated model with two slots."""
     model = GatedModel()
     async with Engine(model, config(model, max_num_seqs=2), fingerprint="f") as engine:
         try:

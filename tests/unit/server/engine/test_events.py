@@ -12,6 +12,7 @@ STARTED = Started(fingerprint="f", cached_tokens=0)
 
 
 def finished(index: int = 0) -> Finished:
+    """Make a Finished."""
     return Finished(index, FinishReason.LENGTH, 1)
 
 
@@ -53,13 +54,11 @@ async def test_an_error_comes_after_the_tokens_before_it() -> None:
     stream.push(STARTED)
     stream.push(EmittedToken(0, 5, None))
     stream.push(SourceLost("gone"))
-    seen = []
+    events = stream.events()
 
+    assert [await anext(events), await anext(events)] == [STARTED, TokenDelta(0, (5,))]
     with pytest.raises(SourceLost):
-        async for event in stream.events():
-            seen.append(event)
-
-    assert seen == [STARTED, TokenDelta(0, (5,))]
+        await anext(events)
     assert stream.is_over
 
 

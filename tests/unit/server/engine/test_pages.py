@@ -10,6 +10,7 @@ from server.engine.pages import PagePool, PageTable
 
 
 def chain_id(number: int) -> bytes:
+    """Make a chain id for a number."""
     return number.to_bytes(4, "little")
 
 

@@ -1,9 +1,8 @@
 """From plans to rows."""
 
+from server.messages import SamplingParams
 from tests.fixtures.fake_model import FakeModel
 from tests.fixtures.stepping import Stepping
-
-from server.messages import SamplingParams
 
 
 def test_lays_out_decode_rows_then_chunks() -> None:

@@ -15,6 +15,7 @@ V = 40
 
 
 def sequence(slot: int, sampling: SamplingParams, prompt: list[int], output: list[int], index: int = 0) -> Sequence:
+    """Make a sequence in a slot."""
     emitted = tuple(tuple(output) if i == index else () for i in range(index + 1))
     request = GenerateRequest("r", tuple(prompt), sampling, emitted_token_ids=emitted)
     submission = Submission(request, slot, np.array(prompt, dtype=np.int32), submitted_s=0.0)
@@ -24,6 +25,7 @@ def sequence(slot: int, sampling: SamplingParams, prompt: list[int], output: lis
 
 
 def assert_same(seen: SamplingRows, wanted: SamplingRows) -> None:
+    """Compare every field, dtypes included."""
     for each in fields(SamplingRows):
         left, right = getattr(seen, each.name), getattr(wanted, each.name)
         if isinstance(left, RaggedTokens):
@@ -39,7 +41,9 @@ def assert_same(seen: SamplingRows, wanted: SamplingRows) -> None:
 def test_gathers_what_a_row_by_row_description_says() -> None:
     """Columns by slot, gathered, are the same arrays as structs stacked row by row."""
     sampler = Sampler(8, V)
-    first = SamplingParams(seed=2**64 - 1, max_tokens=9, temperature=0.5, top_p=0.75, top_k=1000, min_p=0.25, logprobs=3)
+    first = SamplingParams(
+        seed=2**64 - 1, max_tokens=9, temperature=0.5, top_p=0.75, top_k=1000, min_p=0.25, logprobs=3
+    )
     second = SamplingParams(
         seed=4,
         max_tokens=9,
@@ -95,7 +99,14 @@ def test_a_slot_that_changes_hands_keeps_nothing_of_the_last_one() -> None:
     """Loading a sequence overwrites every column of its slot."""
     sampler = Sampler(1, V)
     strange = SamplingParams(
-        seed=9, max_tokens=1, temperature=0.1, top_k=3, logit_bias={1: 1.0}, min_tokens=5, stop_token_ids=(3,), logprobs=2
+        seed=9,
+        max_tokens=1,
+        temperature=0.1,
+        top_k=3,
+        logit_bias={1: 1.0},
+        min_tokens=5,
+        stop_token_ids=(3,),
+        logprobs=2,
     )
     sampler.load(sequence(0, strange, [1], []))
     plain = sequence(0, SamplingParams(seed=1, max_tokens=1), [1], [])

@@ -11,6 +11,7 @@ GREEDY = SamplingParams(seed=0, max_tokens=8, temperature=0.0)
 
 
 def greedy(max_tokens: int, **more: object) -> SamplingParams:
+    """Make greedy sampling parameters."""
     return SamplingParams(seed=0, max_tokens=max_tokens, temperature=0.0, **more)  # type: ignore[arg-type]
 
 

@@ -12,16 +12,19 @@ from server.messages import Event, Finished, FinishReason, GenerateRequest, Samp
 
 
 def ask(**more: object) -> GenerateRequest:
+    """Make a request."""
     return GenerateRequest("r", (1, 2), SamplingParams(seed=0, max_tokens=10), **more)  # type: ignore[arg-type]
 
 
 async def collect(source: ScriptedSource, request: GenerateRequest, seen: list[Event]) -> None:
+    """Read events into a list that survives an error."""
     async with aclosing(source.generate(request)) as events:
         async for event in events:
-            seen.append(event)
+            seen.append(event)  # noqa: PERF401 an error after some events must leave them seen
 
 
 def tokens(events: list[Event]) -> list[int]:
+    """Return the token ids of all deltas."""
     return [token for event in events if isinstance(event, TokenDelta) for token in event.token_ids]
 
 

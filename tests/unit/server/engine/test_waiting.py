@@ -8,10 +8,12 @@ from server.messages import GenerateRequest, SamplingParams
 
 
 def sequence(serial: int, *, step: int = 0, criticality: int = 2, n: int = 1) -> Sequence:
+    """Make the first sequence of a request, its others following."""
     request = GenerateRequest("r", (1, 2, 3), SamplingParams(seed=0, max_tokens=4, n=n))
     submission = Submission(request, serial, np.array([1, 2, 3], dtype=np.int32), submitted_s=0.0)
     made = [
-        Sequence(submission, i, seniority=Seniority(step, criticality, serial, i), max_sequence_tokens=100) for i in range(n)
+        Sequence(submission, i, seniority=Seniority(step, criticality, serial, i), max_sequence_tokens=100)
+        for i in range(n)
     ]
     submission.followers = made[1:]
     return made[0]
