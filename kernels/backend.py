@@ -1,6 +1,6 @@
 """Which implementation of an op runs: chosen by where the tensors live, unless the caller asks for another.
 
-Every op has three: C++ (`kernels.cpu`), Triton (`gpu.py` beside the op) and plain PyTorch (`reference.py` beside the op), with one signature.
+Every op has three, with one signature: C++ (`kernels.cpu`), Triton (`gpu.py`) and plain PyTorch (`reference.py`).
 """
 
 import contextlib
@@ -66,7 +66,10 @@ def dispatch(device: torch.device, *, cpu: Op, gpu: Op, reference: Op) -> Op:
 
 
 def gpu_twin(reference: Callable[P, T]) -> Callable[P, T]:
-    """Return the op of the same name in the `gpu` module beside a reference, imported at the first call: Triton is optional."""
+    """Return the op of the same name in the `gpu` module beside a reference.
+
+    It is imported at the first call: Triton is an optional dependency.
+    """
     module_name = reference.__module__.rpartition(".")[0] + ".gpu"
 
     @functools.wraps(reference)

@@ -1,4 +1,4 @@
-"""Checks of what an op is given. They raise `ShapeError` with both values in the message; nothing is checked inside kernels."""
+"""Checks of what an op is given: they raise `ShapeError` with both values. Nothing is checked inside kernels."""
 
 from torch import Tensor, dtype
 
@@ -7,7 +7,13 @@ class ShapeError(ValueError):
     """An op was given tensors that do not fit together, or that it has no kernel for."""
 
 
-def require(condition: bool, what: str, seen: object, wanted: object, limit: object = "") -> None:
+def require(
+    condition: bool,  # noqa: FBT001 reads like an assertion
+    what: str,
+    seen: object,
+    wanted: object,
+    limit: object = "",
+) -> None:
     """Raise `ShapeError` naming `what`, the value seen and the value wanted, unless the condition holds."""
     if not condition:
         tail = f" {limit}" if limit != "" else ""
@@ -22,4 +28,4 @@ def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], 
     )
     require(fits, f"{name}.shape", sizes, shape)
     require(tensor.dtype in dtypes, f"{name}.dtype", tensor.dtype, dtypes)
-    require(tensor.is_contiguous(), f"{name}.is_contiguous()", False, True)
+    require(tensor.is_contiguous(), f"{name} in memory", "gaps or another order", "contiguous")

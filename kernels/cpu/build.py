@@ -1,7 +1,7 @@
-"""Builds the C++ ops into the user's cache: `python -m kernels.cpu.build [--force] [--compiler auto|system|zig] [--isa ...]`.
+"""Builds the C++ ops into the user's cache: `python -m kernels.cpu.build [--force] [--compiler zig] [--isa avx2]`.
 
-An object's place is named by a digest of the sources and flags, the instruction set and the compiler, so that a change of any
-makes a new one, and it is moved there when it is whole, so that processes may build at once.
+An object's place is named by a digest of the sources and flags, the instruction set and the compiler, so that a change
+of any makes a new one, and it is moved there when it is whole, so that processes may build at once.
 """
 
 import argparse

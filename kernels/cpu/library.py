@@ -107,7 +107,7 @@ def _default() -> ctypes.CDLL | None:
             "cpu_kernels_unavailable",
             reason=str(error),
             lost="speed, and the prefix law: the PyTorch reference is not row-invariant",
-            remedy="install a C++ compiler (g++ or clang++) or `pip install ziglang`, then `python -m kernels.cpu.build`",
+            remedy="install g++ or clang++, or `pip install ziglang`; then `python -m kernels.cpu.build`",
         )
         return None
 

@@ -116,7 +116,7 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
 def embed(token_ids: Tensor, weight: LinearWeight) -> Tensor:
     """See `kernels.embed.embed`."""
     assert isinstance(weight, PackedWeight)
-    require(token_ids.is_contiguous(), "token_ids.is_contiguous()", seen=False, wanted=True)
+    require(token_ids.is_contiguous(), "token_ids in memory", "gaps", "contiguous")
     num_rows = token_ids.size(0)
     out = torch.empty((num_rows, weight.num_columns))
     bad = library.load().pathfox_embed(weight.address, token_ids.data_ptr(), num_rows, out.data_ptr())
@@ -177,7 +177,7 @@ def _check_floats(name: str, tensor: Tensor) -> None:
     if tensor.dtype is not torch.float32:
         require(condition=False, what=f"{name}.dtype", seen=tensor.dtype, wanted=torch.float32)
     if not tensor.is_contiguous():
-        require(condition=False, what=f"{name}.is_contiguous()", seen=False, wanted=True)
+        require(condition=False, what=f"{name} in memory", seen="gaps or another order", wanted="contiguous")
 
 
 def _check_select(select: Tensor, num_rows: int) -> None:

@@ -78,7 +78,7 @@ def linear(
         ShapeError: sizes do not fit, or the weight is gated or was packed for another backend.
     """
     _check(x, weight, norm)
-    require(not weight.is_gated, "weight.is_gated", weight.is_gated, False)
+    require(not weight.is_gated, "kind of weight", "gated", "plain")
     if residual is not None:
         num_rows = x.size(0) if select is None else select.size(0)
         shape = tuple(residual.shape)
@@ -98,7 +98,7 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
     Source: Shazeer, GLU Variants Improve Transformer, 2020, equation 6.
     """
     _check(x, weight, norm)
-    require(weight.is_gated, "weight.is_gated", weight.is_gated, True)
+    require(weight.is_gated, "kind of weight", "plain", "gated")
     op = dispatch(x.device, cpu=cpu.gated_linear, gpu=_gpu_gated_linear, reference=reference.gated_linear)
     return op(x, weight, norm=norm)
 

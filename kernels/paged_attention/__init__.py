@@ -36,7 +36,8 @@ def paged_attention(
     Raises:
         ShapeError: sizes do not fit, or heads are not a multiple of key/value heads.
 
-    Source: Dao et al., FlashDecoding, 2023, split by a fixed number of tokens so that the batch never changes the order.
+    Source: Dao et al., FlashDecoding, 2023, with spans of a fixed number of tokens, so that the batch never changes
+        the order.
     """
     pages, groups, head_dim, page_size = key_pages.shape
     values = tuple(value_pages.shape)

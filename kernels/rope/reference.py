@@ -14,7 +14,7 @@ def rotate_and_store(
     _, num_groups, head_dim, page_size = key_pages.shape
     heads = qkv.view(rows.num_rows, -1, head_dim)
     num_query_heads = heads.shape[1] - 2 * num_groups
-    query, key, value = heads.split([num_query_heads, num_groups, num_groups], dim=1)
+    query, key, value = torch.split(heads, [num_query_heads, num_groups, num_groups], dim=1)
     positions = rows.positions.long()
     pages = rows.page_table[rows.sequences.long(), positions // page_size].long()
     slots = positions % page_size

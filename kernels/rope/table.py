@@ -10,7 +10,10 @@ from kernels.checks import require_tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeTable:
-    """Cosines and sines for T positions. `W <= D / 2` pairs rotate the first `2 W` numbers of a head; the others stay."""
+    """Cosines and sines for T positions.
+
+    `W <= D / 2` pairs rotate the first `2 W` numbers of a head; the others stay as they are.
+    """
 
     cos: Tensor
     """`[T, W]` float32."""

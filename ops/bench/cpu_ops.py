@@ -138,9 +138,11 @@ def report(title: str, steps: Steps, rows: RowPlacement, repeats: int) -> None:
     best = parts[times.index(min(times))]
     sizes = steps.bytes_read(rows)
     median, least = statistics.median(times), min(times)
-    print(f"{title}: {median * 1e3:.2f} ms (best {least * 1e3:.2f}), {num_rows / median:.0f} tok/s (best {num_rows / least:.0f})")
-    line = [f"{name} {s * 1e3:.2f}" + (f" ({sizes[name] / s / 1e9:.0f} GB/s)" if name in sizes else "") for name, s in best.items()]
-    print("   " + ", ".join(line))
+    rates = f"{num_rows / median:.0f} tok/s (best {num_rows / least:.0f})"
+    print(f"{title}: {median * 1e3:.2f} ms (best {least * 1e3:.2f}), {rates}")
+    for name, seconds in best.items():
+        rate = f", {sizes[name] / seconds / 1e9:.0f} GB/s" if name in sizes else ""
+        print(f"    {name:10} {seconds * 1e3:7.2f} ms{rate}")
 
 
 def report_prefill(steps: Steps, length: int, chunk: int, repeats: int) -> None:
@@ -158,7 +160,8 @@ def report_prefill(steps: Steps, length: int, chunk: int, repeats: int) -> None:
     best = parts[times.index(min(times))]
     rate, top = length / statistics.median(times), length / min(times)
     print(f"prefill {length} in chunks of {chunk}: {rate:.0f} tok/s (best {top:.0f})")
-    print("   " + ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in best.items()))
+    for name, seconds in best.items():
+        print(f"    {name:10} {seconds * 1e3:7.2f} ms")
 
 
 def main() -> None:
@@ -174,7 +177,9 @@ def main() -> None:
     given = parser.parse_args()
     with library.use_isa(given.isa):
         library.set_num_threads(given.threads or library.num_threads())
-        print(f"{library.active_isa()}, {library.num_threads()} threads, context {given.context}; yardstick: {YARDSTICK}")
+        print(
+            f"{library.active_isa()}, {library.num_threads()} threads, context {given.context}; yardstick: {YARDSTICK}"
+        )
         longest = max([*given.prefill, given.context])
         pages = max([longest // PAGE_SIZE + 1, *(rows * (given.context // PAGE_SIZE + 1) for rows in given.rows)])
         steps = Steps(pages, longest)

@@ -1,0 +1,74 @@
+import multiprocessing
+import pathlib
+import threading
+
+import pytest
+import torch
+
+from kernels.cpu import library, threads
+from kernels.linear import LinearWeight, linear, pack
+from kernels.weights import Encoding
+from tests.fixtures.kernels import CPU, random_matrix, random_rows
+
+
+@pytest.mark.parametrize(
+    ("quota", "wanted"), [("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 3)]
+)
+def test_default_is_bounded_by_affinity_and_quota(
+    quota: str, wanted: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads are as many as the cores that affinity allows, at most the cgroup's quota, at least one."""
+    (tmp_path / "cpu.max").write_text(quota)
+    for cpu, siblings in enumerate(("0,3", "1", "2", "0,3")):
+        (tmp_path / f"cpu{cpu}").write_text(siblings)
+    monkeypatch.setattr(threads, "CGROUP_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads, "SIBLINGS", str(tmp_path / "cpu{}"))
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+
+    assert wanted == threads.default_num_threads()
+
+
+@pytest.fixture
+def weight(needs_cpu_ops: None) -> LinearWeight:  # noqa: ARG001 a fixture for its effect
+    """A weight that takes several blocks."""
+    return pack([random_matrix(Encoding.Q4_1, 320, 288)], device=CPU)
+
+
+def test_threads_may_call_ops_at_once(weight: LinearWeight) -> None:
+    """Calls from several Python threads give what they give one after the other, while the pool changes its size."""
+    inputs = [random_rows(20, 288, seed=seed) for seed in range(4)]
+    wanted = [linear(x, weight) for x in inputs]
+    num_threads = library.num_threads()
+    wrong: list[int] = []
+
+    def call(index: int) -> None:
+        wrong.extend(index for _ in range(50) if not torch.equal(wanted[index], linear(inputs[index], weight)))
+
+    callers = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for caller in callers:
+        caller.start()
+    for count in (1, 3, 2, num_threads):
+        library.set_num_threads(count)
+    for caller in callers:
+        caller.join()
+
+    assert wrong == []
+
+
+def _call_in_child(weight: LinearWeight, x: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert torch.equal(wanted, linear(x, weight))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_ops_work_after_a_fork(weight: LinearWeight) -> None:
+    """A forked child, whose worker threads are gone, computes the same and ends."""
+    x = random_rows(64, 288)
+    num_threads = library.num_threads()
+    library.set_num_threads(2)
+    wanted = linear(x, weight)
+    child = multiprocessing.get_context("fork").Process(target=_call_in_child, args=(weight, x, wanted))
+    child.start()
+    child.join(timeout=20)
+    library.set_num_threads(num_threads)
+
+    assert child.exitcode == 0
