@@ -44,12 +44,9 @@ class AsyncGeneration(AsyncIterator[Event]):
     def __init__(self, send: Callable[[float | None], _Frames], attempts: Attempts, request_id: str) -> None:
         self.request_id = request_id
         """What `AsyncClient.cancel` wants."""
-        self._send = send
-        self._attempts = attempts
-        self._frames: _Frames | None = None
-        self._is_closed = False
+        self._line = _Line()
         self._is_waited_for = False
-        self._events = self._run()
+        self._events = _run(send, attempts, self._line)
 
     async def __anext__(self) -> Event:
         self._is_waited_for = True
@@ -57,7 +54,7 @@ class AsyncGeneration(AsyncIterator[Event]):
             return await anext(self._events)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._is_closed and task is not None and not task.cancelling():
+            if self._line.is_cut and task is not None and not task.cancelling():
                 raise cancelled() from None  # another task closed it; this one was not cancelled
             raise
         finally:
@@ -71,9 +68,7 @@ class AsyncGeneration(AsyncIterator[Event]):
 
     async def aclose(self) -> None:
         """Cancel the call, if it is still going on."""
-        self._is_closed = True
-        if self._frames is not None:
-            self._frames.cancel()
+        self._line.cut()
         if not self._is_waited_for:
             await self._events.aclose()
 
@@ -83,24 +78,38 @@ class AsyncGeneration(AsyncIterator[Event]):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _run(self) -> AsyncGenerator[Event, None]:
-        wait_s = 0.0
-        while not self._is_closed:
-            self._frames = frames = self._send(self._attempts.remaining_s())
-            try:
-                async for frame in frames:
-                    self._attempts.begun()
-                    event = read_event(frame)
-                    if event is not None:
-                        yield event
-            except grpc.RpcError as error:
-                wait_s = self._attempts.wait_s(error)
-            else:
-                self._attempts.succeeded()
-                return
-            finally:
-                frames.cancel()
-            await asyncio.sleep(wait_s)
+
+class _Line:
+    """What a generation and the loop that reads it share. The loop holds no more: dropping a generation ends it."""
+
+    def __init__(self) -> None:
+        self.frames: _Frames | None = None
+        self.is_cut = False
+
+    def cut(self) -> None:
+        self.is_cut = True
+        if self.frames is not None:
+            self.frames.cancel()
+
+
+async def _run(send: Callable[[float | None], _Frames], attempts: Attempts, line: _Line) -> AsyncGenerator[Event, None]:
+    wait_s = 0.0
+    while not line.is_cut:
+        line.frames = frames = send(attempts.remaining_s())
+        try:
+            async for frame in frames:
+                attempts.begun()
+                event = read_event(frame)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            wait_s = attempts.wait_s(error)
+        else:
+            attempts.succeeded()
+            return
+        finally:
+            frames.cancel()
+        await asyncio.sleep(wait_s)
 
 
 class AsyncChat:

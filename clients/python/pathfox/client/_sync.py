@@ -46,11 +46,8 @@ class Generation(Iterator[Event]):
     def __init__(self, send: Callable[[float | None], _Frames], attempts: Attempts, request_id: str) -> None:
         self.request_id = request_id
         """What `Client.cancel` wants."""
-        self._send = send
-        self._attempts = attempts
-        self._frames: _Frames | None = None
-        self._closed = threading.Event()
-        self._events = self._run()
+        self._line = _Line()
+        self._events = _run(send, attempts, self._line)
 
     def __next__(self) -> Event:
         return next(self._events)
@@ -61,9 +58,7 @@ class Generation(Iterator[Event]):
 
     def close(self) -> None:
         """Cancel the call, if it is still going on."""
-        self._closed.set()
-        if self._frames is not None:
-            self._frames.cancel()
+        self._line.cut()
         with contextlib.suppress(ValueError):  # another thread is waiting in it, and is woken by the cancellation
             self._events.close()
 
@@ -73,23 +68,37 @@ class Generation(Iterator[Event]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> Generator[Event, None, None]:
-        wait_s = 0.0
-        while not self._closed.wait(wait_s):
-            self._frames = frames = self._send(self._attempts.remaining_s())
-            try:
-                for frame in frames:
-                    self._attempts.begun()
-                    event = read_event(frame)
-                    if event is not None:
-                        yield event
-            except grpc.RpcError as error:
-                wait_s = self._attempts.wait_s(error)
-            else:
-                self._attempts.succeeded()
-                return
-            finally:
-                frames.cancel()
+
+class _Line:
+    """What a generation and the loop that reads it share. The loop holds no more: dropping a generation ends it."""
+
+    def __init__(self) -> None:
+        self.frames: _Frames | None = None
+        self.is_cut = threading.Event()
+
+    def cut(self) -> None:
+        self.is_cut.set()
+        if self.frames is not None:
+            self.frames.cancel()
+
+
+def _run(send: Callable[[float | None], _Frames], attempts: Attempts, line: _Line) -> Generator[Event, None, None]:
+    wait_s = 0.0
+    while not line.is_cut.wait(wait_s):
+        line.frames = frames = send(attempts.remaining_s())
+        try:
+            for frame in frames:
+                attempts.begun()
+                event = read_event(frame)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            wait_s = attempts.wait_s(error)
+        else:
+            attempts.succeeded()
+            return
+        finally:
+            frames.cancel()
 
 
 class Chat:
