@@ -70,51 +70,74 @@ int64_t state_size(int64_t num_queries, int64_t padded_dim) {
   return 2 * (round_up(num_queries, kLanes16) + kLanes16) + num_queries * padded_dim;
 }
 
-void prefetch(const uint16_t* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 32) __builtin_prefetch(from + i);
-}
-
-// The 16 tokens that start at `token`, for one key/value head.
-struct TokenGroup {
-  const uint16_t* keys;    // [D, 16], rows a page size apart
-  const uint16_t* values;  // [16, D]
-};
-
-class SpanOfPages {
+// One span of a sequence for one key/value head, in groups of 16 tokens.
+//
+// A thread reads the keys of all groups, then the values of all groups, then the next span. While it reads one block of
+// this order it fetches the one that comes kAhead later: pages lie anywhere in memory, so the hardware cannot guess it.
+class Span {
  public:
-  SpanOfPages(const Problem& problem, const int32_t* page_ids, int64_t group)
-      : pages_(problem.pages), page_ids_(page_ids), group_(group) {}
+  static constexpr int kAhead = 4;
+  static constexpr int kMaxGroups = kSpan / kLanes16;
 
-  TokenGroup at(int64_t token) const {
-    const int64_t head = pages_.head_at(page_ids_[token / pages_.page_size], group_);
-    const int64_t slot = token % pages_.page_size;
-    return {pages_.keys + head + slot, pages_.values + head + slot * pages_.head_dim};
+  Span(const Pages& pages, const int32_t* page_ids, int64_t group, int64_t start, int64_t num_tokens)
+      : head_dim_(pages.head_dim), page_size_(pages.page_size) {
+    const auto end_of = [=](int64_t from) { return std::min(from + kSpan, num_tokens); };
+    int num_blocks = 0;
+    const auto add = [&](const uint16_t* base, int64_t from, int64_t end, int64_t stride) {
+      for (int64_t token = from; token < end; token += kLanes16) {
+        const int64_t page = token / page_size_, slot = token - page * page_size_;
+        blocks_[num_blocks++] = base + pages.head_at(page_ids[page], group) + slot * stride;
+      }
+    };
+    num_groups_ = static_cast<int>((end_of(start) - start + kLanes16 - 1) / kLanes16);
+    add(pages.keys, start, end_of(start), 1);
+    add(pages.values, start, end_of(start), head_dim_);
+    add(pages.keys, start + kSpan, std::min(start + kSpan + kAhead * kLanes16, num_tokens), 1);
+    while (num_blocks < 2 * num_groups_ + kAhead) blocks_[num_blocks++] = blocks_[0];
   }
 
-  // With pages of 16 tokens the keys of a group are one run of memory; with others the prefetch covers a part of them.
-  void prefetch_keys(int64_t token) const { prefetch(at(token).keys, kLanes16 * pages_.head_dim); }
-  void prefetch_values(int64_t token) const { prefetch(at(token).values, kLanes16 * pages_.head_dim); }
+  int64_t head_dim() const { return head_dim_; }
+  int64_t page_size() const { return page_size_; }
+  const uint16_t* keys(int group) const { return blocks_[group]; }                  // [D, 16], rows a page size apart
+  const uint16_t* values(int group) const { return blocks_[num_groups_ + group]; }  // [16, D]
+  const uint16_t* after_keys(int group) const { return blocks_[group + kAhead]; }
+  const uint16_t* after_values(int group) const { return blocks_[num_groups_ + group + kAhead]; }
 
-  const Pages& pages() const { return pages_; }
+  // For the span that a thread begins with, of which nothing was fetched before.
+  void fetch_first_keys() const {
+    for (int group = 0; group < std::min(kAhead, num_groups_); ++group)
+      for (int64_t i = 0; i < kLanes16 * head_dim_; i += kLine) __builtin_prefetch(keys(group) + i);
+  }
+
+  static constexpr int kLine = 32;  // halves
 
  private:
-  const Pages& pages_;
-  const int32_t* page_ids_;
-  int64_t group_;
+  int64_t head_dim_, page_size_;
+  int num_groups_;
+  const uint16_t* blocks_[2 * kMaxGroups + kAhead];
 };
+
+// Queries stand in tiles of 8: number d of query i at [8 d + i]. Scores of a query stand kSpan apart.
 
 // scores[q][16 n + lane] for NG groups of tokens.
 template <int NQ, int NG>
-void score_groups(const float* query, const TokenGroup* groups, int64_t head_dim, int64_t page_size, float* scores) {
+void score_groups(const float* query, const Span& span, int first_group, bool must_fetch, float* scores) {
+  const int64_t stride = span.page_size(), D = span.head_dim();
+  const uint16_t *keys[NG], *next[NG];
   F16 sums[NQ][NG];
-  for (int q = 0; q < NQ; ++q)
-    for (int n = 0; n < NG; ++n) sums[q][n] = zeros();
-  for (int64_t d = 0; d < head_dim; ++d) {
-    F16 keys[NG];
-    for (int n = 0; n < NG; ++n) keys[n] = load_half(groups[n].keys + d * page_size);
+  for (int n = 0; n < NG; ++n) {
+    keys[n] = span.keys(first_group + n);
+    next[n] = span.after_keys(first_group + n);
+    for (int q = 0; q < NQ; ++q) sums[q][n] = zeros();
+  }
+  for (int64_t d = 0; d < D; ++d, query += kMaxQueries) {
+    if (must_fetch && d % 2 == 0)
+      for (int n = 0; n < NG; ++n) __builtin_prefetch(next[n] + d * kLanes16);
+    F16 key[NG];
+    for (int n = 0; n < NG; ++n) key[n] = load_half(keys[n] + d * stride);
     for (int q = 0; q < NQ; ++q) {
-      const F16 factor = splat(query[q * head_dim + d]);
-      for (int n = 0; n < NG; ++n) sums[q][n] = fma(keys[n], factor, sums[q][n]);
+      const F16 factor = splat(query[q]);
+      for (int n = 0; n < NG; ++n) sums[q][n] = fma(key[n], factor, sums[q][n]);
     }
   }
   for (int q = 0; q < NQ; ++q)
@@ -123,16 +146,20 @@ void score_groups(const float* query, const TokenGroup* groups, int64_t head_dim
 
 // values[q][first_dim ...] += weights[q][t] * value t, for tokens [begin, end) of the span.
 template <int NQ, int ND, bool IS_HALF>
-void add_values(const float* weights, const SpanOfPages& span, int64_t span_start, int64_t begin, int64_t end,
-                int64_t first_dim, int64_t padded_dim, float* values) {
-  const int64_t D = span.pages().head_dim;
+void add_values(const float* weights, const Span& span, int64_t begin, int64_t end, int64_t first_dim, bool must_fetch,
+                int64_t padded_dim, float* values) {
+  const int64_t D = span.head_dim();
   F16 sums[NQ][ND];
   for (int q = 0; q < NQ; ++q)
     for (int n = 0; n < ND; ++n) sums[q][n] = load(values + q * padded_dim + first_dim + n * kLanes16);
   for (int64_t t = begin; t < end;) {
-    const int64_t group_start = t / kLanes16 * kLanes16, group_end = std::min(group_start + kLanes16, end);
-    const uint16_t* row = span.at(span_start + group_start).values + (t - group_start) * D + first_dim;
-    for (; t < group_end; ++t, row += D) {
+    const int group = static_cast<int>(t / kLanes16);
+    const int64_t slot = t % kLanes16, group_end = std::min<int64_t>((group + 1) * kLanes16, end);
+    const uint16_t* row = span.values(group) + slot * D + first_dim;
+    const uint16_t* next = span.after_values(group) + slot * D + first_dim;
+    for (; t < group_end; ++t, row += D, next += D) {
+      if (must_fetch)
+        for (int n = 0; n < ND; n += 2) __builtin_prefetch(next + n * kLanes16);
       F16 value[ND];
       for (int n = 0; n < ND; ++n) value[n] = IS_HALF ? load_8_halves(row) : load_half(row + n * kLanes16);
       for (int q = 0; q < NQ; ++q) {
@@ -146,69 +173,59 @@ void add_values(const float* weights, const SpanOfPages& span, int64_t span_star
 }
 
 template <int NQ>
-void add_all_dims(const float* weights, const SpanOfPages& span, int64_t span_start, int64_t begin, int64_t end,
+void add_all_dims(const float* weights, const Span& span, int64_t begin, int64_t end, bool must_fetch,
                   int64_t padded_dim, float* values) {
   constexpr int kWide = vectors_beside(NQ);
-  const int64_t whole = span.pages().head_dim / kLanes16 * kLanes16;
+  const int64_t whole = span.head_dim() / kLanes16 * kLanes16;
   int64_t d = 0;
   for (; d + kWide * kLanes16 <= whole; d += kWide * kLanes16)
-    add_values<NQ, kWide, false>(weights, span, span_start, begin, end, d, padded_dim, values);
+    add_values<NQ, kWide, false>(weights, span, begin, end, d, must_fetch, padded_dim, values);
   for (; d < whole; d += kLanes16)
-    add_values<NQ, 1, false>(weights, span, span_start, begin, end, d, padded_dim, values);
-  if (d < span.pages().head_dim)
-    add_values<NQ, 1, true>(weights, span, span_start, begin, end, d, padded_dim, values);
+    add_values<NQ, 1, false>(weights, span, begin, end, d, must_fetch, padded_dim, values);
+  if (d < span.head_dim()) add_values<NQ, 1, true>(weights, span, begin, end, d, must_fetch, padded_dim, values);
 }
 
-// Turns the first `count` scores into exp(score - largest), up to a whole vector of 16 (zeros behind count).
-void exponentiate(float* scores, int64_t count, float& largest_score, float& total) {
+float largest_of(const float* scores, int64_t count) {
   F16 peak = splat(-kInfinity);
-  for (int64_t t = 0; t < count; t += kLanes16) {
-    const F16 masked = keep_first(load(scores + t), static_cast<int>(count - t), -kInfinity);
-    peak = max(masked, peak);
-  }
-  largest_score = largest(peak);
-  const F16 base = splat(largest_score);
+  for (int64_t t = 0; t < count; t += kLanes16)
+    peak = max(keep_first(load(scores + t), static_cast<int>(count - t), -kInfinity), peak);
+  return largest(peak);
+}
+
+// Turns the first `count` scores into exp(score - base), up to a whole vector of 16 (zeros behind count); their sum.
+float exponentiate(float* scores, int64_t count, float base) {
   F16 sums = zeros();
   for (int64_t t = 0; t < count; t += kLanes16) {
-    const F16 weight = keep_first(exp(load(scores + t) - base), static_cast<int>(count - t), 0.0f);
+    const F16 weight = keep_first(exp(load(scores + t) - splat(base)), static_cast<int>(count - t), 0.0f);
     store(scores + t, weight);
     sums = sums + weight;
   }
-  total = sum(sums);
+  return sum(sums);
 }
 
 // One span for NQ neighbouring queries; counts[q] tokens of it are visible, ascending, at least one. Writes `result`.
 template <int NQ>
-void take_span(const float* query, const int64_t* counts, const SpanOfPages& span, int64_t span_start, bool must_prefetch,
-               int64_t padded_dim, const State& result) {
-  alignas(64) float scores[NQ * kSpan];
-  const Pages& pages = span.pages();
-  const int64_t longest = counts[NQ - 1], shortest = counts[0];
-
+void take_span(const float* query, const int64_t* counts, const Span& span, bool must_fetch, int64_t padded_dim,
+               const State& result) {
   constexpr int kWide = vectors_beside(NQ);
-  for (int64_t t = 0; t < longest;) {
-    TokenGroup groups[kWide];
-    const int num_groups = t + kWide * kLanes16 <= round_up(longest, kLanes16) ? kWide : 1;
-    for (int n = 0; n < num_groups; ++n) {
-      groups[n] = span.at(span_start + t + n * kLanes16);
-      if (must_prefetch) span.prefetch_values(span_start + t + n * kLanes16);
-    }
-    if (num_groups == kWide) {
-      score_groups<NQ, kWide>(query, groups, pages.head_dim, pages.page_size, scores + t);
-    } else {
-      score_groups<NQ, 1>(query, groups, pages.head_dim, pages.page_size, scores + t);
-    }
-    t += num_groups * kLanes16;
-  }
-  for (int q = 0; q < NQ; ++q) {
-    exponentiate(scores + q * kSpan, counts[q], result.largest[q], result.total[q]);
-    for (int64_t d = 0; d < padded_dim; d += kLanes16) store(result.values + q * padded_dim + d, zeros());
-  }
-  add_all_dims<NQ>(scores, span, span_start, 0, shortest, padded_dim, result.values);
+  alignas(64) float scores[NQ * kSpan];
+  const int64_t longest = counts[NQ - 1], shortest = counts[0];
+  const int num_groups = static_cast<int>((longest + kLanes16 - 1) / kLanes16);
+
+  int group = 0;
+  for (; group + kWide <= num_groups; group += kWide)
+    score_groups<NQ, kWide>(query, span, group, must_fetch, scores + group * kLanes16);
+  for (; group < num_groups; ++group)
+    score_groups<NQ, 1>(query, span, group, must_fetch, scores + group * kLanes16);
+
+  for (int q = 0; q < NQ; ++q) result.largest[q] = largest_of(scores + q * kSpan, counts[q]);
+  for (int q = 0; q < NQ; ++q) result.total[q] = exponentiate(scores + q * kSpan, counts[q], result.largest[q]);
+
+  std::fill_n(result.values, NQ * padded_dim, 0.0f);
+  add_all_dims<NQ>(scores, span, 0, shortest, must_fetch, padded_dim, result.values);
   for (int q = 0; q < NQ; ++q)
     if (counts[q] > shortest)
-      add_all_dims<1>(scores + q * kSpan, span, span_start, shortest, counts[q], padded_dim,
-                      result.values + q * padded_dim);
+      add_all_dims<1>(scores + q * kSpan, span, shortest, counts[q], false, padded_dim, result.values + q * padded_dim);
 }
 
 using TakeSpan = decltype(&take_span<1>);
@@ -245,18 +262,20 @@ void begin(const State& state, int64_t num_queries, int64_t padded_dim) {
 class TileHead {
  public:
   TileHead(const Problem& problem, const Tile& tile, int64_t group)
-      : problem_(problem), tile_(tile), group_(group), span_(problem, problem.rows.pages_of(tile.first_row), group) {}
+      : problem_(problem), tile_(tile), group_(group), page_ids_(problem.rows.pages_of(tile.first_row)) {}
 
   int64_t num_queries() const { return tile_.num_rows * problem_.heads_per_group(); }
+  int64_t queries_size() const { return round_up(num_queries(), kMaxQueries) * problem_.pages.head_dim; }
   int64_t num_tokens() const { return problem_.rows.positions[tile_.first_row + tile_.num_rows - 1] + 1; }
   int64_t num_spans() const { return (num_tokens() + kSpan - 1) / kSpan; }
 
-  // Queries of the tile, scaled: [num_queries, D].
+  // Queries of the tile, scaled, in tiles of 8.
   void gather_queries(float* to) const {
-    const int64_t D = problem_.pages.head_dim, M = problem_.heads_per_group();
+    const int64_t D = problem_.pages.head_dim;
     for (int64_t q = 0; q < num_queries(); ++q) {
-      const float* from = problem_.query + query_index(q, M) * D;
-      for (int64_t d = 0; d < D; ++d) to[q * D + d] = from[d] * problem_.scale;
+      const float* from = problem_.query + query_index(q) * D;
+      float* const place = to + q / kMaxQueries * kMaxQueries * D + q % kMaxQueries;
+      for (int64_t d = 0; d < D; ++d) place[d * kMaxQueries] = from[d] * problem_.scale;
     }
   }
 
@@ -274,59 +293,54 @@ class TileHead {
   }
 
   // The result of one span for every query that sees any of it.
-  void take(int64_t index, const float* queries, const State& result) const {
-    const int64_t start = index * kSpan, Q = num_queries(), first = first_query(index);
-    for (int64_t q = first; q < Q;) {
-      const int64_t count = std::min<int64_t>(kMaxQueries, Q - q);
+  void take(int64_t index, bool is_first_of_thread, const float* queries, const State& result) const {
+    const Span span(problem_.pages, page_ids_, group_, index * kSpan, num_tokens());
+    if (is_first_of_thread) span.fetch_first_keys();
+    const int64_t first = first_query(index), padded = problem_.padded_dim();
+    for (int64_t q = first; q < num_queries();) {
+      const int64_t tile = q / kMaxQueries * kMaxQueries, end = std::min(tile + kMaxQueries, num_queries());
       int64_t counts[kMaxQueries];
-      for (int64_t i = 0; i < count; ++i) counts[i] = num_visible(q + i, index);
-      const State part = {result.largest + q, result.total + q, result.values + q * problem_.padded_dim()};
-      kTakeSpan[count - 1](queries + q * problem_.pages.head_dim, counts, span_, start, q == first,
-                           problem_.padded_dim(), part);
-      if (q == first && index + 1 < num_spans()) prefetch_keys(start + kSpan);
-      q += count;
+      for (int64_t i = q; i < end; ++i) counts[i - q] = num_visible(i, index);
+      const State part = {result.largest + q, result.total + q, result.values + q * padded};
+      kTakeSpan[end - q - 1](queries + tile * span.head_dim() + q - tile, counts, span, q == first, padded, part);
+      q = end;
     }
   }
 
   void finish(const State& state) const {
-    const int64_t D = problem_.pages.head_dim, M = problem_.heads_per_group();
+    const int64_t D = problem_.pages.head_dim;
     for (int64_t q = 0; q < num_queries(); ++q) {
       const F16 inverse = splat(1.0f / state.total[q]);
-      float* const to = problem_.out + query_index(q, M) * D;
+      float* const to = problem_.out + query_index(q) * D;
       const float* const from = state.values + q * problem_.padded_dim();
       for (int64_t d = 0; d < D; d += kLanes16)
         store_first(to + d, load(from + d) * inverse, static_cast<int>(std::min<int64_t>(kLanes16, D - d)));
     }
   }
 
-  void prefetch_keys(int64_t token) const {
-    for (const int64_t end = std::min(token + kSpan, num_tokens()); token < end; token += kLanes16)
-      span_.prefetch_keys(token);
-  }
-
  private:
-  int64_t query_index(int64_t q, int64_t heads_per_group) const {
-    return (tile_.first_row + q / heads_per_group) * problem_.num_heads + group_ * heads_per_group + q % heads_per_group;
+  int64_t query_index(int64_t q) const {
+    const int64_t M = problem_.heads_per_group();
+    return (tile_.first_row + q / M) * problem_.num_heads + group_ * M + q % M;
   }
 
   const Problem& problem_;
   const Tile tile_;
   const int64_t group_;
-  const SpanOfPages span_;
+  const int32_t* const page_ids_;
 };
 
 // All spans of a tile on one thread.
 void attend(const TileHead& head, const Problem& problem) {
   thread_local Scratch<float> memory;
   const int64_t Q = head.num_queries(), padded = problem.padded_dim(), size = state_size(Q, padded);
-  float* const queries = memory.reserve(2 * size + Q * problem.pages.head_dim);
-  const State state = state_at(queries + Q * problem.pages.head_dim, Q);
-  const State span = state_at(queries + Q * problem.pages.head_dim + size, Q);
-  head.prefetch_keys(0);
+  float* const queries = memory.reserve(2 * size + head.queries_size());
+  const State state = state_at(queries + head.queries_size(), Q);
+  const State span = state_at(queries + head.queries_size() + size, Q);
   head.gather_queries(queries);
   begin(state, Q, padded);
   for (int64_t i = 0; i < head.num_spans(); ++i) {
-    head.take(i, queries, span);
+    head.take(i, i == 0, queries, span);
     fold(state, span, head.first_query(i), Q, padded);
   }
   head.finish(state);
@@ -353,10 +367,9 @@ void attend_by_spans(const Problem& problem, const Tile* tiles, int64_t num_tile
     thread_local Scratch<float> query_memory;
     const int64_t i = std::upper_bound(first_span, first_span + num_heads + 1, item) - first_span - 1;
     const TileHead head(problem, tiles[i / G], i % G);
-    float* const queries = query_memory.reserve(head.num_queries() * problem.pages.head_dim);
-    head.prefetch_keys((item - first_span[i]) * kSpan);
+    float* const queries = query_memory.reserve(head.queries_size());
     head.gather_queries(queries);
-    head.take(item - first_span[i], queries, result_of(i, item - first_span[i], head.num_queries()));
+    head.take(item - first_span[i], true, queries, result_of(i, item - first_span[i], head.num_queries()));
   });
   parallel_for(num_heads, [=, &problem](int64_t i) {
     thread_local Scratch<float> state_memory;

@@ -243,22 +243,40 @@ inline float half_to_float(uint16_t half) {
 }
 
 // Joins lanes i and i + 8, then i and i + 4, i + 2, i + 1.
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+inline __m256 low_half(F16 x) { return _mm512_castps512_ps256(x.v); }
+inline __m256 high_half(F16 x) { return _mm512_extractf32x8_ps(x.v, 1); }
+#else
+inline __m256 low_half(F16 x) { return x.low; }
+inline __m256 high_half(F16 x) { return x.high; }
+#endif
+inline float sum(F16 x) {
+  const __m256 eight = _mm256_add_ps(low_half(x), high_half(x));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest(F16 x) {
+  const __m256 eight = _mm256_max_ps(low_half(x), high_half(x));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 template <class Join>
 inline float reduce(F16 x, Join join) {
-  float lanes[kLanes16];
-  store(lanes, x);
   for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = join(lanes[i], lanes[i + width]);
-  return lanes[0];
+    for (int i = 0; i < width; ++i) x.lane[i] = join(x.lane[i], x.lane[i + width]);
+  return x.lane[0];
 }
-
 inline float sum(F16 x) {
   return reduce(x, [](float a, float b) { return a + b; });
 }
-
 inline float largest(F16 x) {
   return reduce(x, [](float a, float b) { return a > b ? a : b; });
 }
+#endif
 
 // e^x, relative error below 2e-7; 0 below -87, e^88 above 88.
 // Argument reduction and polynomial of Cephes' expf (Moshier), with fused multiply-adds.
