@@ -13,7 +13,6 @@ from kernels.checks import require
 from kernels.cpu import library
 from kernels.sample.rows import RaggedTokens, SampledRows, SamplingRows
 
-
 _COLUMNS = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("top_k", "index", "logprobs", "position", "seed"),

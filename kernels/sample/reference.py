@@ -38,15 +38,10 @@ def report(logits: Tensor, token_ids: Tensor, asked: Tensor, max_asked: int) -> 
     """Fill in log probabilities, ranks and top tokens of the raw logits, for the rows that asked."""
     num_rows, vocabulary = logits.shape
     num_top = min(max(max_asked, 0), vocabulary)
-    result = SampledRows(
-        token_ids=token_ids.to(torch.int32),
-        logprobs=torch.full((num_rows,), torch.nan, device=logits.device),
-        ranks=torch.zeros(num_rows, dtype=torch.int32, device=logits.device),
-        top_token_ids=torch.full((num_rows, num_top), -1, dtype=torch.int32, device=logits.device),
-        top_logprobs=torch.full((num_rows, num_top), torch.nan, device=logits.device),
-    )
     if max_asked < 0:
-        return result
+        none = logits.new_full((num_rows,), torch.nan)
+        no_top = logits.new_empty((num_rows, 0))
+        return SampledRows(token_ids.int(), none, torch.zeros_like(none, dtype=torch.int32), no_top.int(), no_top)
     is_asked = (asked >= 0) & (token_ids >= 0)
     chosen = token_ids.clamp(min=0)[:, None]
     largest = logits.amax(dim=-1, keepdim=True)
@@ -55,19 +50,20 @@ def report(logits: Tensor, token_ids: Tensor, asked: Tensor, max_asked: int) -> 
     value = logits.gather(1, chosen)
     ids = torch.arange(vocabulary, device=logits.device)
     is_before = (logits > value) | ((logits == value) & (ids < chosen))
-    result.logprobs[is_asked] = (value.double() - log_total).float()[is_asked, 0]
-    result.ranks[is_asked] = (is_before.sum(dim=-1).to(torch.int32) + 1)[is_asked]
-
-    top_logits, top_ids = (sorted_[:, :num_top] for sorted_ in logits.sort(dim=-1, descending=True, stable=True))
+    top_logits, top_ids = (each[:, :num_top] for each in logits.sort(dim=-1, descending=True, stable=True))
     is_wanted = is_asked[:, None] & (ids[:num_top] < asked[:, None])
-    result.top_token_ids[is_wanted] = top_ids.to(torch.int32)[is_wanted]
-    result.top_logprobs[is_wanted] = (top_logits.double() - log_total).float()[is_wanted]
-    return result
+    return SampledRows(
+        token_ids=token_ids.int(),
+        logprobs=(value.double() - log_total).float()[:, 0].masked_fill(~is_asked, torch.nan),
+        ranks=(is_before.sum(dim=-1).int() + 1).masked_fill(~is_asked, 0),
+        top_token_ids=top_ids.int().masked_fill(~is_wanted, -1),
+        top_logprobs=(top_logits.double() - log_total).float().masked_fill(~is_wanted, torch.nan),
+    )
 
 
 def _edit(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Apply logit bias, bans, then repetition, frequency and presence penalties."""
-    if not any(part.token_ids.numel() for part in (rows.prompt, rows.output, rows.bias, rows.banned)):
+    if not rows.has_edits:
         return logits
     edited = logits.clone()
     edited[rows.bias.row_of_each(), rows.bias.token_ids.long()] += rows.bias_values

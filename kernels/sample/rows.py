@@ -105,6 +105,11 @@ class SamplingRows:
     is_all_greedy: bool
     """No row draws a random number."""
 
+    @property
+    def has_edits(self) -> bool:
+        """Some row's logits are changed before the choice."""
+        return any(lists.token_ids.numel() > 0 for lists in (self.prompt, self.output, self.bias, self.banned))
+
     @classmethod
     def stack(cls, rows: Sequence[SamplingRow]) -> "SamplingRows":
         """Turn one struct per row into one array per field, on the CPU."""

@@ -40,8 +40,9 @@ def test_reference_gives_the_published_answers(counter: Words, key: Words, answe
     assert tuple(int(word) for word in words) == answer
 
 
+@pytest.mark.usefixtures("cpu_ops")
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
-def test_cpu_gives_the_published_answers(cpu_ops: None, counter: Words, key: Words, answer: Words) -> None:
+def test_cpu_gives_the_published_answers(counter: Words, key: Words, answer: Words) -> None:
     """The C++ form of Philox encrypts as published."""
     words = (ctypes.c_uint32 * 4)(*counter)
     library.load().pathfox_philox4x32(words, (ctypes.c_uint32 * 2)(*key))

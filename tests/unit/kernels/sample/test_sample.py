@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels import sample as sampler
 from kernels.backend import Backend, use_backend
 from kernels.checks import ShapeError
-from kernels.cpu import library
+from kernels.cpu import isa, library
+from kernels.cpu.isa import Isa
 from kernels.sample import SampledRows, SamplingRow, SamplingRows, reference
 
 BACKENDS = [Backend.REFERENCE, Backend.CPU]
@@ -116,6 +117,27 @@ def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
         for name in ("token_ids", "logprobs", "ranks", "top_token_ids", "top_logprobs"):
             bits = [getattr(result, name)[at].numpy().tobytes() for result, at in ((together, place), (alone, 0))]
             assert bits[0] == bits[1]
+
+
+@pytest.mark.usefixtures("cpu_ops")
+@pytest.mark.parametrize("other", list(Isa))
+def test_every_instruction_set_gives_the_same_bits(other: Isa) -> None:
+    """The object of any instruction set of this machine chooses and reports bit for bit what the default one does."""
+    if other not in isa.supported():
+        pytest.skip(f"this machine has no {other}")
+    parameters = [{}, {"temperature": 0.3, "min_p": 0.02}, {"top_p": 0.97}, {"top_k": 700, "top_p": 0.9}]
+    rows = [
+        dataclasses.replace(SamplingRow(seed=seed, logprobs=8), **parameters[seed % 4])  # type: ignore[arg-type]
+        for seed in range(40)
+    ]
+    logits = logits_of(len(rows), 3001, 11, "smooth")
+    default = run(Backend.CPU, logits, rows)
+
+    with library.use_isa(other):
+        result = run(Backend.CPU, logits, rows)
+
+    for name in ("token_ids", "logprobs", "ranks", "top_token_ids", "top_logprobs"):
+        assert getattr(result, name).numpy().tobytes() == getattr(default, name).numpy().tobytes()
 
 
 @pytest.mark.parametrize(
