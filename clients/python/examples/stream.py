@@ -1,5 +1,6 @@
 """Asks a question and prints the answer as it comes: `python stream.py "Name three rivers." 127.0.0.1:50051`."""
 
+# ruff: noqa: INP001 (a script, not a package)
 import sys
 
 from pathfox.client import Client, Delta, Finished, PathfoxError

@@ -1,6 +1,7 @@
 """The asyncio client. What it sends and how it reads answers lies in `_calls.py`; here is only the waiting."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol, Self, Unpack
 
@@ -22,7 +23,7 @@ from pathfox.client._connection import Connection, Tls
 from pathfox.client._errors import cancelled, error_from, read_failure
 from pathfox.client._events import Completion, Delta, Event, read_event
 from pathfox.client._retry import Attempts, Budget, Retry
-from pathfox.client._turns import CANCEL_TURN, Turns
+from pathfox.client._turns import CANCEL_TURN, HANG_UP_S, Turns
 from pathfox.v1 import admin_pb2, model_pb2
 from pathfox.v1 import generation_pb2 as pb
 
@@ -147,7 +148,13 @@ class AsyncChat:
 
     async def aclose(self) -> None:
         """End the conversation, and the answer in flight."""
+        is_answering = self._turns.is_answering
         self._turns.broken()
+        if not is_answering and not self._call.done():
+            with contextlib.suppress(TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
+                async with asyncio.timeout(HANG_UP_S):
+                    await self._call.done_writing()
+                    await self._call.code()
         self._call.cancel()
 
     async def __aenter__(self) -> Self:

@@ -24,7 +24,7 @@ from pathfox.client._connection import Connection, Tls
 from pathfox.client._errors import error_from, read_failure
 from pathfox.client._events import Completion, Delta, Event, read_event
 from pathfox.client._retry import Attempts, Budget, Retry
-from pathfox.client._turns import CANCEL_TURN, Turns
+from pathfox.client._turns import CANCEL_TURN, HANG_UP_S, Turns
 from pathfox.v1 import admin_pb2, model_pb2
 from pathfox.v1 import generation_pb2 as pb
 
@@ -34,6 +34,7 @@ class _Frames(Protocol):
 
     def __iter__(self) -> Iterator[pb.GenerateResponse]: ...
     def cancel(self) -> bool: ...
+    def add_callback(self, callback: Callable[[], None]) -> bool: ...
 
 
 class Generation(Iterator[Event]):
@@ -129,8 +130,11 @@ class Chat:
 
     def close(self) -> None:
         """End the conversation, and the answer in flight."""
-        self._call.cancel()
         self._outgoing.put(None)
+        ended = threading.Event()
+        if not self._turns.is_answering and self._call.add_callback(ended.set):
+            ended.wait(HANG_UP_S)
+        self._call.cancel()
 
     def __enter__(self) -> Self:
         return self

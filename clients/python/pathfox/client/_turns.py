@@ -8,6 +8,8 @@ from pathfox.client._events import Event, Finished
 from pathfox.v1 import generation_pb2 as pb
 
 CANCEL_TURN: Final = pb.ChatRequest(cancel_turn=pb.CancelTurn())
+HANG_UP_S: Final = 1.0
+"""How long a conversation that nobody speaks in waits for the server's goodbye, before it is cancelled instead."""
 
 
 class Turns:

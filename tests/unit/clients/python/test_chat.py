@@ -18,6 +18,7 @@ class Parrot:
 
     def __init__(self) -> None:
         self.actions: list[pb.ChatRequest] = []
+        self.was_told_goodbye = False
 
     def __call__(
         self, requests: Iterator[pb.ChatRequest], context: grpc.ServicerContext
@@ -36,6 +37,7 @@ class Parrot:
                 yield pb.GenerateResponse(finished=pb.Finished(finish_reason=pb.FINISH_REASON_CANCELLED))
             else:
                 yield pb.GenerateResponse(finished=pb.Finished(finish_reason=pb.FINISH_REASON_STOP))
+        self.was_told_goodbye = context.is_active()
 
     @property
     def kinds(self) -> list[str | None]:
@@ -122,6 +124,16 @@ def test_leaving_ends_the_call(script: Script, parrot: Parrot) -> None:
     assert parrot.kinds[0] == "open"
 
 
+def test_a_conversation_that_is_over_ends_without_cancelling(script: Script, parrot: Parrot) -> None:
+    """The server is told that nothing more comes; its side ends well."""
+    with Client(script.address) as client:
+        with client.chat() as chat:
+            list(chat.send("x"))
+        assert parrot.was_told_goodbye
+        with client.chat():
+            pass  # nothing was ever said
+
+
 def test_a_chat_begins_with_messages(script: Script) -> None:
     """Raw prompts have no turns."""
     with Client(script.address) as client, pytest.raises(TypeError, match="messages"):
@@ -185,6 +197,15 @@ class TestAsync:
         async with AsyncClient(script.address) as client, client.chat() as chat:
             with pytest.raises(InvalidRequest, match="no"):
                 _ = [event async for event in chat.send("x")]
+
+    async def test_a_conversation_that_is_over_ends_without_cancelling(self, script: Script, parrot: Parrot) -> None:
+        """As in the blocking client."""
+        async with AsyncClient(script.address) as client:
+            async with client.chat() as chat:
+                assert text_of([event async for event in chat.send("x")]) == "x"
+            assert parrot.was_told_goodbye
+            async with client.chat():
+                pass  # nothing was ever said
 
     async def test_leaving_ends_the_call(self, script: Script, parrot: Parrot) -> None:
         """As in the blocking client."""
