@@ -44,13 +44,13 @@ class ServerConfig(Section):
     tls_client_ca_file: Path | None = None
     """PEM authorities; set, every client must show a certificate of theirs."""
     credentials_file: Path | None = None
-    """Hashed bearer tokens with tenant and role (TOML or JSON lines). Unset: loopback is tenant `default`, admin."""
+    """Hashed bearer tokens with tenant and role (TOML or JSON lines). Unset: loopback is `default`, admin."""
     max_message_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """gRPC's own default: a million tokens of text fit, an accidental upload does not."""
     compression: Literal["none", "deflate", "gzip"] = "none"
     """Of answers. Off: a frame of one token grows when it is compressed."""
     keepalive_time_s: float = Field(60.0, gt=0)
-    """Ping an idle client this often, so that a dead one does not hold its request. Below usual NAT timeouts (120 s)."""
+    """Ping an idle client this often, so that a dead one holds no request. Below usual NAT timeouts (120 s)."""
     keepalive_timeout_s: float = Field(20.0, gt=0)
     """gRPC's own default wait for the answer to a ping."""
     min_client_ping_interval_s: float = Field(10.0, gt=0)

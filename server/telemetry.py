@@ -1,4 +1,4 @@
-"""Names of everything that is observed: metrics and their buckets, log events, span attributes; and how to turn them on.
+"""Names of what is observed: metrics and their buckets, log events, span attributes; and how to turn them on.
 
 Metric suffixes are those that vLLM and SGLang dashboards use, under our prefix. Rooms import the names and observe;
 only a composition root calls the functions.

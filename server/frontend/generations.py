@@ -130,11 +130,14 @@ class Generations:
             self.num_finished += 1
         finally:
             run.cancel()
-            await asyncio.wait([run])
-            del self._alive[caller.tenant, request_id]
-            if not self._alive:
-                self._idle.set()
-            self._account(generation, caller, received_s)
+            try:
+                await asyncio.wait([run])
+            finally:
+                # A call may be cancelled once more while it waits.
+                del self._alive[caller.tenant, request_id]
+                if not self._alive:
+                    self._idle.set()
+                self._account(generation, caller, received_s)
 
     def _claim_id(self, request: ClientRequest, caller: Caller) -> str:
         if self.is_draining:

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.reflection import ReflectionServicer
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 OLD_PACKAGE = "grpc.reflection.v1alpha"
 NEW_PACKAGE = "grpc.reflection.v1"
@@ -21,7 +20,7 @@ def add_reflection(server: grpc.aio.Server, services: Iterable[str]) -> None:
     """Register both versions for these services and for themselves."""
     names = [f"{package}.{SERVICE}" for package in (OLD_PACKAGE, NEW_PACKAGE)]
     _add_new_descriptors()
-    servicer = ReflectionServicer((*services, *names))
+    servicer = reflection.aio.ReflectionServicer((*services, *names))  # type: ignore[attr-defined] # is there, untyped
     for name in names:
         method = grpc.stream_stream_rpc_method_handler(
             servicer.ServerReflectionInfo,

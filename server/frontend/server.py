@@ -113,8 +113,9 @@ class FrontEnd:
         return await asyncio.shield(self._draining)
 
     async def stop(self, grace_s: float | None = None) -> None:
-        """Drain, then close everything. Returns within the grace and two seconds."""
+        """Drain, then close everything. Returns within the grace and two seconds; a second call finds nothing to do."""
         if self._is_started:
+            self._is_started = False
             await self.drain(grace_s)
             self.health.close()
             telemetry.REGISTRY.unregister(self._collector)

@@ -1,0 +1,96 @@
+import ast
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import structlog
+
+from server import telemetry
+from server.config import TelemetryConfig
+from server.messages import Load
+
+
+@pytest.fixture
+def _restored_logging() -> object:
+    """Put the loggers back as they were."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def test_metric_names_follow_the_rules() -> None:
+    """Our prefix, base units, and suffixes that dashboards know."""
+    names = {metric.name for metric in telemetry.REGISTRY.collect() if metric.name.startswith("pathfox")}
+
+    assert {
+        "pathfox_time_to_first_token_seconds",
+        "pathfox_generation_tokens",
+        "pathfox_e2e_request_latency_seconds",
+    } <= names
+    assert not any(name.endswith(("_ms", "_size", "_time")) for name in names)
+
+
+def test_every_log_event_of_the_front_end_is_a_known_name() -> None:
+    """Events are constants of this module, so that what reads logs can rely on them."""
+    for path in Path(telemetry.__file__).with_name("frontend").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+                first = ast.unparse(node.args[0])
+                assert first.startswith("telemetry."), f"{path}:{node.lineno}"
+                assert getattr(telemetry, first.removeprefix("telemetry.")) in telemetry.EVENTS
+
+
+@pytest.mark.usefixtures("_restored_logging")
+def test_logs_are_json_lines_without_local_variables() -> None:
+    """Ours and the libraries' lines have one shape; a traceback shows no variable, for those hold prompts."""
+    stream = io.StringIO()
+    telemetry.configure_logging(TelemetryConfig(), stream)
+    structlog.get_logger("ours").info("thing_happened", count=1)
+    logging.getLogger("theirs").warning("hm %s", "x")
+
+    def fail() -> None:
+        prompt = "the secret of " + "the prompt"
+        raise ValueError(len(prompt))
+
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("ours").exception("thing_failed")
+
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["thing_happened", "hm x", "thing_failed"]
+    assert lines[0]["count"] == 1
+    assert "ValueError" in lines[2]["exception"]
+    assert "the secret of the prompt" not in stream.getvalue()
+
+
+@pytest.mark.usefixtures("_restored_logging")
+def test_the_level_holds() -> None:
+    """What is below the level is not written."""
+    stream = io.StringIO()
+    telemetry.configure_logging(TelemetryConfig(log_level="warning", log_format="console"), stream)
+    structlog.get_logger("ours").info("thing_happened")
+
+    assert stream.getvalue() == ""
+
+
+def test_loads_are_read_when_asked() -> None:
+    """A scrape shows each model's load as it is then."""
+    collector = telemetry.LoadCollector(lambda: [("m", Load(used_pages=1, total_pages=4, preemptions=2))])
+    samples = {sample.name: sample.value for metric in collector.collect() for sample in metric.samples}
+
+    assert samples["pathfox_kv_cache_usage_perc"] == 0.25
+    assert samples["pathfox_num_preemptions_total"] == 2
+
+
+def test_tracing_is_off_unless_configured() -> None:
+    """Without an endpoint a span is a no-op."""
+    tracing = telemetry.Tracing(TelemetryConfig(), version="0")
+
+    assert not tracing.is_on
+    assert not tracing.tracer.start_span("x").is_recording()
+    tracing.close()
