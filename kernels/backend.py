@@ -56,13 +56,10 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 def dispatch(device: torch.device, *, cpu: Op, gpu: Op, reference: Op) -> Op:
     """Pick the implementation of an op for tensors on this device."""
-    match backend_of(device):
-        case Backend.CPU:
-            return cpu
-        case Backend.GPU:
-            return gpu
-        case Backend.REFERENCE:
-            return reference
+    backend = backend_of(device)
+    if backend is Backend.CPU:
+        return cpu
+    return gpu if backend is Backend.GPU else reference
 
 
 def gpu_twin(reference: Callable[P, T]) -> Callable[P, T]:

@@ -3,7 +3,7 @@
 Shapes: R rows, S sequence slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,15 +27,14 @@ class RowPlacement:
     page_table: Tensor
     """`[S, pages]` int32: the pool pages of each slot's sequence, in order."""
 
+    num_rows: int = field(init=False)
+    """R."""
+
     def __post_init__(self) -> None:
-        num_rows = self.num_rows
+        num_rows = self.positions.shape[0]
+        object.__setattr__(self, "num_rows", num_rows)
         require_tensor("positions", self.positions, shape=(num_rows,), dtypes=INT32)
         require_tensor("sequences", self.sequences, shape=(num_rows,), dtypes=INT32)
         require_tensor("page_table", self.page_table, shape=(None, None), dtypes=INT32)
         devices = {self.positions.device, self.sequences.device, self.page_table.device}
         require(len(devices) == 1, "devices of the placement", len(devices), 1)
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return self.positions.shape[0]

@@ -4,7 +4,8 @@ Shapes: R rows, H query heads, G key/value heads, D head dim, P pool pages, B to
 """
 
 import ctypes
-from typing import ClassVar
+import struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +20,22 @@ HEAD_DIM_UNIT = 8
 PAGE_SIZE_UNIT = 16
 
 
-class _Placement(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("positions", ctypes.c_void_p),
-        ("sequences", ctypes.c_void_p),
-        ("page_table", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int64),
-        ("num_sequences", ctypes.c_int64),
-        ("max_pages", ctypes.c_int64),
-    ]
+PAGES = "PPqqqq"
+pack_placement = struct.Struct("PPPqqq").pack
+"""Packs `Placement` of `src/placement.h`."""
+pack_rotate_and_store = struct.Struct(f"P{PAGES}qPPPqqqP").pack
+"""Packs `RotateAndStoreCall` of `src/rope.cpp`."""
+pack_paged_attention = struct.Struct(f"P{PAGES}qPdP").pack
+"""Packs `PagedAttentionCall` of `src/attention.cpp`."""
+
+
+class _Described(NamedTuple):
+    """A placement and its description to C++."""
+
+    rows: RowPlacement | None
+    packed: ctypes.Array[ctypes.c_char]
+    address: int
+    """Of the description; good while this object lives."""
 
 
 def rotate_and_store(
@@ -41,9 +49,9 @@ def rotate_and_store(
     num_heads = num_columns // head_dim - 2 * num_groups
     num_positions, width = table.cos.shape
     query = torch.empty((num_rows, num_heads, head_dim))
-    bad = library.load().pathfox_rotate_and_store(
-        qkv.data_ptr(),
-        _describe(rows)[2],
+    described = _describe(rows)
+    call = pack_rotate_and_store(
+        described.address,
         key_pages.data_ptr(),
         value_pages.data_ptr(),
         num_pages,
@@ -51,6 +59,7 @@ def rotate_and_store(
         head_dim,
         page_size,
         num_heads,
+        qkv.data_ptr(),
         table.cos.data_ptr(),
         table.sin.data_ptr(),
         num_positions,
@@ -58,6 +67,7 @@ def rotate_and_store(
         table.is_interleaved,
         query.data_ptr(),
     )
+    bad = library.load().pathfox_rotate_and_store(call)
     if bad >= 0:
         place = (bad, int(rows.positions[bad]), int(rows.sequences[bad]))
         limits = f"position below {num_positions} and the page table's end, a page of the pool below {num_pages}"
@@ -74,9 +84,9 @@ def paged_attention(
     _check_floats("query", query)
     num_rows, num_heads, _ = query.shape
     out = torch.empty((num_rows, num_heads * head_dim))
-    library.load().pathfox_paged_attention(
-        query.data_ptr(),
-        _describe(rows)[2],
+    described = _describe(rows)
+    call = pack_paged_attention(
+        described.address,
         key_pages.data_ptr(),
         value_pages.data_ptr(),
         num_pages,
@@ -84,30 +94,34 @@ def paged_attention(
         head_dim,
         page_size,
         num_heads,
+        query.data_ptr(),
         scale,
         out.data_ptr(),
     )
+    library.load().pathfox_paged_attention(call)
     return out
 
 
-_described: tuple[RowPlacement | None, _Placement, int] = (None, _Placement(), 0)
-"""The placement that was described last, its description and its address: a step uses one for all its layers."""
+_described = _Described(None, ctypes.create_string_buffer(0), 0)
+"""The placement that was described last: a step uses one for all its layers."""
 
 
-def _describe(rows: RowPlacement) -> tuple[RowPlacement | None, _Placement, int]:
-    """Describe a placement to C++. The caller keeps the result while it uses the address."""
+def _describe(rows: RowPlacement) -> _Described:
+    """Describe a placement. The caller keeps the result while C++ uses the address."""
     global _described  # noqa: PLW0603 a cache of one; replaced as a whole, so threads need no lock
     described = _described
-    if described[0] is rows:
+    if described.rows is rows:
         return described
-    placement = _Placement(
-        rows.positions.data_ptr(),
-        rows.sequences.data_ptr(),
-        rows.page_table.data_ptr(),
-        rows.num_rows,
-        *rows.page_table.shape,
+    packed = ctypes.create_string_buffer(
+        pack_placement(
+            rows.positions.data_ptr(),
+            rows.sequences.data_ptr(),
+            rows.page_table.data_ptr(),
+            rows.num_rows,
+            *rows.page_table.shape,
+        )
     )
-    _described = described = (rows, placement, ctypes.addressof(placement))
+    _described = described = _Described(rows, packed, ctypes.addressof(packed))
     return described
 
 

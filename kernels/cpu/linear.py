@@ -4,6 +4,7 @@ Shapes: R rows, L selected rows, K inputs, N outputs.
 """
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,6 +21,9 @@ from kernels.weights import EncodedMatrix, Encoding, check
 
 ENCODING_NUMBERS = {encoding: number for number, encoding in enumerate(Encoding)}
 """The order of `Encoding` in `src/weight.h`."""
+
+pack_call = struct.Struct("PPqPPdPP").pack
+"""Packs `LinearCall` of `src/linear.cpp`."""
 
 
 class _Part(ctypes.Structure):
@@ -83,16 +87,17 @@ def linear(
     if residual is not None:
         _check_floats("residual", residual)
     out = torch.empty((num_rows, weight.num_rows))
-    library.load().pathfox_linear(
+    call = pack_call(
         weight.address,
         x.data_ptr(),
         num_rows,
-        None if select is None else select.data_ptr(),
-        None if norm is None else norm.weight.data_ptr(),
+        0 if select is None else select.data_ptr(),
+        0 if norm is None else norm.weight.data_ptr(),
         0.0 if norm is None else norm.epsilon,
-        None if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
         out.data_ptr(),
     )
+    library.load().pathfox_linear(call)
     return out
 
 
@@ -102,14 +107,17 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
     _check_floats("x", x)
     num_rows = x.size(0)
     out = torch.empty((num_rows, weight.num_rows // 2))
-    library.load().pathfox_gated_linear(
+    call = pack_call(
         weight.address,
         x.data_ptr(),
         num_rows,
-        None if norm is None else norm.weight.data_ptr(),
+        0,
+        0 if norm is None else norm.weight.data_ptr(),
         0.0 if norm is None else norm.epsilon,
+        0,
         out.data_ptr(),
     )
+    library.load().pathfox_gated_linear(call)
     return out
 
 

@@ -77,14 +77,14 @@ def linear(
     Raises:
         ShapeError: sizes do not fit, or the weight is gated or was packed for another backend.
     """
-    _check(x, weight, norm)
+    num_rows = _check(x, weight, norm)
     require(not weight.is_gated, "kind of weight", "gated", "plain")
-    if residual is not None:
-        num_rows = x.size(0) if select is None else select.size(0)
-        shape = tuple(residual.shape)
-        require(shape == (num_rows, weight.num_rows), "residual.shape", shape, (num_rows, weight.num_rows))
     if select is not None:
+        num_rows = select.size(0)
         require(select.dtype is torch.int32, "select.dtype", select.dtype, torch.int32)
+    if residual is not None:
+        shape = residual.shape
+        require(shape == (num_rows, weight.num_rows), "residual.shape", tuple(shape), (num_rows, weight.num_rows))
     op = dispatch(x.device, cpu=cpu.linear, gpu=_gpu_linear, reference=reference.linear)
     return op(x, weight, norm=norm, residual=residual, select=select)
 
@@ -103,13 +103,14 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
     return op(x, weight, norm=norm)
 
 
-def _check(x: Tensor, weight: LinearWeight, norm: Norm | None) -> None:
-    """Check what both products ask of their arguments."""
+def _check(x: Tensor, weight: LinearWeight, norm: Norm | None) -> int:
+    """Check what both products ask of their arguments; return R."""
     require(x.dim() == 2, "x.dim()", x.dim(), 2)
-    require(x.size(1) == weight.num_columns, "columns of x", x.size(1), weight.num_columns)
-    if norm is not None:
-        require(
-            norm.weight.size(0) == weight.num_columns, "columns of the norm", norm.weight.size(0), weight.num_columns
-        )
+    num_rows, num_columns = x.shape
+    wanted = weight.num_columns
+    require(num_columns == wanted, "columns of x", num_columns, wanted)
+    require(norm is None or norm.num_columns == wanted, "columns of the norm", norm and norm.num_columns, wanted)
     backend = backend_of(x.device)
-    require(backend in (weight.backend, Backend.REFERENCE), "backend of the weight", weight.backend, backend)
+    fits = backend is weight.backend or backend is Backend.REFERENCE
+    require(fits, "backend of the weight", weight.backend, backend)
+    return num_rows

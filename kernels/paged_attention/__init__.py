@@ -40,15 +40,11 @@ def paged_attention(
         the order.
     """
     pages, groups, head_dim, page_size = key_pages.shape
-    values = tuple(value_pages.shape)
-    require(
-        values == (pages, groups, page_size, head_dim),
-        "value_pages.shape",
-        values,
-        (pages, groups, page_size, head_dim),
-    )
-    require(query.size(0) == rows.num_rows, "rows of query", query.size(0), rows.num_rows)
-    require(query.size(2) == head_dim, "head dim of query", query.size(2), head_dim)
-    require(query.size(1) % groups == 0, "query heads", query.size(1), "multiple of", groups)
+    values, wanted = value_pages.shape, (pages, groups, page_size, head_dim)
+    num_rows, num_heads, query_dim = query.shape
+    require(values == wanted, "value_pages.shape", values, wanted)
+    require(num_rows == rows.num_rows, "rows of query", num_rows, rows.num_rows)
+    require(query_dim == head_dim, "head dim of query", query_dim, head_dim)
+    require(num_heads % groups == 0, "query heads", num_heads, "multiple of", groups)
     op = dispatch(query.device, cpu=cpu.paged_attention, gpu=_gpu_paged_attention, reference=reference.paged_attention)
     return op(query, key_pages, value_pages, rows, scale=scale)

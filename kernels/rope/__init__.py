@@ -38,17 +38,14 @@ def rotate_and_store(
     Source: Su et al., RoFormer, 2021, equation 34.
     """
     pages, groups, head_dim, page_size = key_pages.shape
-    values = tuple(value_pages.shape)
-    require(
-        values == (pages, groups, page_size, head_dim),
-        "value_pages.shape",
-        values,
-        (pages, groups, page_size, head_dim),
-    )
-    require(qkv.size(0) == rows.num_rows, "rows of qkv", qkv.size(0), rows.num_rows)
-    require(qkv.size(1) % head_dim == 0, "columns of qkv", qkv.size(1), "multiple of", head_dim)
-    heads = qkv.size(1) // head_dim - 2 * groups
+    values, wanted = value_pages.shape, (pages, groups, page_size, head_dim)
+    num_rows, num_columns = qkv.shape
+    heads = num_columns // head_dim - 2 * groups
+    width = 2 * table.cos.size(1)
+    require(values == wanted, "value_pages.shape", values, wanted)
+    require(num_rows == rows.num_rows, "rows of qkv", num_rows, rows.num_rows)
+    require(num_columns % head_dim == 0, "columns of qkv", num_columns, "multiple of", head_dim)
     require(heads > 0 and heads % groups == 0, "query heads", heads, "multiple of", groups)
-    require(2 * table.cos.size(1) <= head_dim, "rotated numbers of a head", 2 * table.cos.size(1), "at most", head_dim)
+    require(width <= head_dim, "rotated numbers of a head", width, "at most", head_dim)
     op = dispatch(qkv.device, cpu=cpu.rotate_and_store, gpu=_gpu_rotate_and_store, reference=reference.rotate_and_store)
     return op(qkv, rows, table, key_pages, value_pages)

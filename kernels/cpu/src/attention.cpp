@@ -387,12 +387,23 @@ void attend_by_spans(const Problem& problem, const Tile* tiles, int64_t num_tile
 
 extern "C" {
 
-// out [R, H D]: each row attends to tokens 0 .. position of its sequence.
-void pathfox_paged_attention(const float* query, const Placement* rows, uint16_t* key_pages, uint16_t* value_pages,
-                             int64_t num_pages, int64_t G, int64_t D, int64_t B, int64_t H, float scale, float* out) {
+struct PagedAttentionCall {
+  const Placement* rows;
+  Pages pages;
+  int64_t num_heads;   // H
+  const float* query;  // [R, H, D]
+  double scale;
+  float* out;  // [R, H D]
+};
+
+// Each row attends to tokens 0 .. position of its sequence.
+void pathfox_paged_attention(const PagedAttentionCall* call) {
   thread_local Scratch<Tile> tile_memory;
-  const Problem problem = {query, {key_pages, value_pages, num_pages, G, D, B}, *rows, H, scale, out};
-  const int64_t R = rows->num_rows;
+  const Placement* const rows = call->rows;
+  const Problem problem = {call->query,     call->pages,
+                           *rows,           call->num_heads,
+                           static_cast<float>(call->scale), call->out};
+  const int64_t R = rows->num_rows, G = call->pages.num_groups;
   const int64_t max_rows = std::max<int64_t>(1, kTileQueries / problem.heads_per_group());
 
   Tile* const tiles = tile_memory.reserve(R);

@@ -74,10 +74,27 @@ void for_blocks_and_rows(int64_t num_blocks, int64_t num_rows, Body body) {
 
 extern "C" {
 
-// out [R, N] = W norm(x) + bias + residual. `norm`, `residual` and `select` may be null; R counts selected rows.
-void pathfox_linear(const Weight* weight, const float* x, int64_t num_rows, const int32_t* select, const float* norm,
-                    float epsilon, const float* residual, float* out) {
-  const PreparedRows rows = prepare_rows({x, select, norm, epsilon}, num_rows, *weight);
+// Ops that a step calls for every layer take their arguments as one struct, which Python packs sooner than ctypes would
+// convert them one by one; see kernels/cpu/linear.py.
+struct LinearCall {
+  const Weight* weight;
+  const float* x;         // [., K]
+  int64_t num_rows;       // R; of those selected
+  const int32_t* select;  // [R] rows of x; null for all
+  const float* norm;      // [K]; null for none
+  double epsilon;
+  const float* residual;  // [R, N]; null for none
+  float* out;             // [R, N]; [R, N / 2] when gated
+};
+
+// out = W norm(x) + bias + residual.
+void pathfox_linear(const LinearCall* call) {
+  const Weight* const weight = call->weight;
+  const int64_t num_rows = call->num_rows;
+  const float* const residual = call->residual;
+  float* const out = call->out;
+  const PreparedRows rows =
+      prepare_rows({call->x, call->select, call->norm, static_cast<float>(call->epsilon)}, num_rows, *weight);
   int64_t num_blocks = 0;
   for (int64_t i = 0; i < weight->num_parts; ++i) num_blocks += weight->parts[i].num_blocks();
 
@@ -104,14 +121,15 @@ void pathfox_linear(const Weight* weight, const float* x, int64_t num_rows, cons
   });
 }
 
-// out [R, N / 2] = silu(gate norm(x)) * (up norm(x)); the parts of the weight are gate and up. `norm` may be null.
-void pathfox_gated_linear(const Weight* weight, const float* x, int64_t num_rows, const float* norm, float epsilon,
-                          float* out) {
-  const PreparedRows rows = prepare_rows({x, nullptr, norm, epsilon}, num_rows, *weight);
-  const Part& gate = weight->parts[0];
-  const Part& up = weight->parts[1];
+// out = silu(gate norm(x)) * (up norm(x)); the parts of the weight are gate and up. No selection, no residual.
+void pathfox_gated_linear(const LinearCall* call) {
+  const Part& gate = call->weight->parts[0];
+  const Part& up = call->weight->parts[1];
+  float* const out = call->out;
+  const PreparedRows rows =
+      prepare_rows({call->x, nullptr, call->norm, static_cast<float>(call->epsilon)}, call->num_rows, *call->weight);
 
-  for_blocks_and_rows(gate.num_blocks(), num_rows, [=](int64_t block, int64_t first, int64_t last) {
+  for_blocks_and_rows(gate.num_blocks(), call->num_rows, [=](int64_t block, int64_t first, int64_t last) {
     alignas(64) float gates[kRowChunk * kBlock], ups[kRowChunk * kBlock];
     multiply_block(gate, block, rows, first, last, gates);
     multiply_block(up, block, rows, first, last, ups);

@@ -48,26 +48,38 @@ constexpr int64_t kMaxHeadDim = 256;
 
 extern "C" {
 
-// query [R, H, D] and the pages from qkv [R, (H + 2 G) D]; cos and sin are [T, W].
+struct RotateAndStoreCall {
+  const Placement* rows;
+  Pages pages;
+  int64_t num_heads;  // H
+  const float* qkv;   // [R, (H + 2 G) D]
+  const float* cos;   // [T, W]
+  const float* sin;   // [T, W]
+  int64_t num_positions;  // T
+  int64_t width;          // W
+  int64_t is_interleaved;
+  float* query;  // [R, H, D]
+};
+
 // Returns the first row whose position or page lies outside its table or pool (nothing is written then), or -1.
-int64_t pathfox_rotate_and_store(const float* qkv, const Placement* rows, uint16_t* key_pages, uint16_t* value_pages,
-                                 int64_t num_pages, int64_t G, int64_t D, int64_t B, int64_t H, const float* cos,
-                                 const float* sin, int64_t num_positions, int64_t width, int32_t is_interleaved,
-                                 float* query) {
-  const Pages pages = {key_pages, value_pages, num_pages, G, D, B};
+int64_t pathfox_rotate_and_store(const RotateAndStoreCall* call) {
+  const Placement* const rows = call->rows;
+  const Pages& pages = call->pages;
+  const int64_t D = pages.head_dim, B = pages.page_size, G = pages.num_groups, H = call->num_heads;
   for (int64_t row = 0; row < rows->num_rows; ++row) {
     const int64_t position = rows->positions[row], sequence = rows->sequences[row];
-    if (position < 0 || position >= num_positions || position / B >= rows->max_pages) return row;
+    if (position < 0 || position >= call->num_positions || position / B >= rows->max_pages) return row;
     if (sequence < 0 || sequence >= rows->num_sequences) return row;
     const int64_t page = rows->pages_of(row)[position / B];
-    if (page < 0 || page >= num_pages) return row;
+    if (page < 0 || page >= pages.num_pages) return row;
   }
   const auto place_row = [=](int64_t row) {
     const int64_t position = rows->positions[row];
     const int64_t page = rows->pages_of(row)[position / B], slot = position % B;
-    const Angles angles = {cos + position * width, sin + position * width, width, is_interleaved != 0};
-    const float* const heads = qkv + row * (H + 2 * G) * D;
-    for (int64_t h = 0; h < H; ++h) rotate(heads + h * D, angles, D, query + (row * H + h) * D);
+    const int64_t at = position * call->width;
+    const Angles angles = {call->cos + at, call->sin + at, call->width, call->is_interleaved != 0};
+    const float* const heads = call->qkv + row * (H + 2 * G) * D;
+    for (int64_t h = 0; h < H; ++h) rotate(heads + h * D, angles, D, call->query + (row * H + h) * D);
     for (int64_t g = 0; g < G; ++g) {
       float turned[kMaxHeadDim];
       rotate(heads + (H + g) * D, angles, D, turned);
