@@ -251,3 +251,16 @@ def test_load_counts_what_is_left_to_do() -> None:
     assert (stepping.core.load().running_requests, stepping.core.load().waiting_requests) == (1, 1)
     stepping.run()
     assert stepping.core.load().queued_tokens == 0
+
+
+def test_keeps_a_page_for_each_running_sequence() -> None:
+    """A prompt is not admitted into pages that running sequences will need next: it would be preempted at once."""
+    stepping = Stepping(FakeModel(), num_pages=7, max_step_tokens=64)
+    stepping.submit([1, 2, 3, 4], greedy(9))
+    stepping.step()
+    big = stepping.submit(list(range(20, 40)), greedy(1))
+    stepping.step()
+
+    assert [each.submission.serial for each in stepping.core.scheduler.waiting] == [big]
+    stepping.run()
+    assert stepping.core.scheduler.num_preemptions == 0
