@@ -25,6 +25,14 @@ inline int32_t four_values(const int8_t* q) {
   return bits;
 }
 
+// For few rows the speed is that of memory: a product fetches weights well before the hardware would.
+constexpr int kFetchAhead = 4096;  // bytes
+
+template <Encoding E>
+void fetch_ahead(const uint8_t* from) {
+  for (int64_t i = 0; i < stride_of(E); i += 64) __builtin_prefetch(from + kFetchAhead + i);
+}
+
 #if defined(__AVX512VNNI__)
 
 constexpr int kMaxTile = 8;  // rows of a tile
@@ -50,6 +58,7 @@ void dot_tile(const uint8_t* block, const PreparedRows& rows, int64_t first_row,
     for (int t = 0; t < ROWS; ++t)
       sums[t] = kOffset<E> == 0 ? _mm512_setzero_si512() : _mm512_set1_epi32(-kOffset<E> * x.sums[(first_row + t) * G + g]);
     constexpr int kLines = kScalesAt<E> / 64;
+    if constexpr (ROWS <= 2) fetch_ahead<E>(block);
     for (int j = 0; j < kLines; ++j) {
       const __m512i packed = _mm512_loadu_si512(block + 64 * j);
       if constexpr (E == Encoding::kQ8_0) {
@@ -99,6 +108,7 @@ void dot_half_tile(const uint8_t* block, int half, const PreparedRows& rows, int
     __m256i sums[ROWS], high_sums[ROWS];  // 16 bits
     for (int t = 0; t < ROWS; ++t) sums[t] = high_sums[t] = _mm256_setzero_si256();
     constexpr int kLines = kScalesAt<E> / 64;
+    if (ROWS <= 2 && half == 0) fetch_ahead<E>(block);
     for (int j = 0; j < kLines; ++j) {
       const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 64 * j + 32 * half));
       const __m256i low = _mm256_and_si256(packed, low_bits);

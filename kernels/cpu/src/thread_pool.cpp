@@ -70,14 +70,15 @@ class ThreadPool {
     body_ = body;
     context_ = context;
     count_ = count;
-    next_.store(0, std::memory_order_relaxed);
+    num_taken_.store(0, std::memory_order_relaxed);
+    num_from_back_.store(0, std::memory_order_relaxed);
     const uint64_t job = (state_.load(std::memory_order_relaxed) / kJob + 1) * kJob;
     state_.store(job | kOpen);
     if (num_sleeping_.load() > 0) {
       const std::lock_guard<std::mutex> lock(sleeping_);
       has_work_.notify_all();
     }
-    take_indices();
+    take_from_front();
     state_.fetch_and(~kOpen);
     wait_until_all_left();
   }
@@ -88,9 +89,14 @@ class ThreadPool {
   static constexpr uint64_t kOpen = 1 << 15;
   static constexpr uint64_t kInside = kOpen - 1;
 
-  void take_indices() {
-    const int64_t count = count_;
-    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body_(context_, i);
+  // The caller goes up from the first index, workers go down from the last, until all are taken: what a thread takes lies
+  // together in memory.
+  void take_from_front() {
+    for (int64_t i = 0; num_taken_.fetch_add(1, std::memory_order_relaxed) < count_; ++i) body_(context_, i);
+  }
+  void take_from_back() {
+    while (num_taken_.fetch_add(1, std::memory_order_relaxed) < count_)
+      body_(context_, count_ - 1 - num_from_back_.fetch_add(1, std::memory_order_relaxed));
   }
 
   void wait_until_all_left() {
@@ -134,7 +140,7 @@ class ThreadPool {
         num_sleeping_.fetch_sub(1);
       }
       if (try_enter(last_job)) {
-        take_indices();
+        take_from_back();
         leave();
       }
     }
@@ -162,7 +168,7 @@ class ThreadPool {
   IndexedBody body_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int64_t> num_taken_{0}, num_from_back_{0};
   alignas(64) std::atomic<uint64_t> state_{0};
 
   alignas(64) std::mutex sleeping_;
