@@ -44,7 +44,7 @@ def _attend(
     end: int,
     num_splits: int,
 ) -> None:
-    """Attend rows `first .. end - 1`. The page table bounds the splits: to ask how many are used would wait for the GPU."""
+    """Attend rows `first .. end - 1`. The table bounds the splits: to ask how many are used would wait for the GPU."""
     _, num_heads, head_dim = query.shape
     _, num_groups, _, page_size = key_pages.shape
     num_shares = num_heads // num_groups

@@ -40,7 +40,7 @@ def test_reference_gives_the_published_answers(counter: Words, key: Words, answe
     assert tuple(int(word) for word in words) == answer
 
 
-@pytest.mark.usefixtures("cpu_ops")
+@pytest.mark.usefixtures("needs_cpu_ops")
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_cpu_gives_the_published_answers(counter: Words, key: Words, answer: Words) -> None:
     """The C++ form of Philox encrypts as published."""

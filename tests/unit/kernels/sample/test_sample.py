@@ -119,7 +119,7 @@ def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
             assert bits[0] == bits[1]
 
 
-@pytest.mark.usefixtures("cpu_ops")
+@pytest.mark.usefixtures("needs_cpu_ops")
 @pytest.mark.parametrize("other", list(Isa))
 def test_every_instruction_set_gives_the_same_bits(other: Isa) -> None:
     """The object of any instruction set of this machine chooses and reports bit for bit what the default one does."""

@@ -1,8 +1,8 @@
 """Triton cases run on a GPU, or in Triton's interpreter: `TRITON_INTERPRET=1`, set before Triton is imported.
 
-An ordinary test run leaves them out where there is no GPU; `test_interpreted.py` one folder up then runs them in a
-process of its own, so that no other test meets an interpreted Triton. The interpreter is silently wrong in bfloat16, knows no
-races and no limits of registers or shared memory, and takes a program at a time: shapes are small and odd.
+An ordinary run leaves them out where there is no GPU; `test_interpreted.py`, one folder up, then runs them in a process
+of its own, so that no other test meets an interpreted Triton. The interpreter is silently wrong in bfloat16, knows no
+races and no limits of registers or shared memory, and runs one program at a time: shapes are small and odd.
 """
 
 import importlib
@@ -38,16 +38,15 @@ def _gpu_backend() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill new memory with NaN, so that an output that a kernel leaves unwritten is seen."""
-    empty, empty_like, new_empty = torch.empty, torch.empty_like, Tensor.new_empty
+def _poisoned_results(monkeypatch: pytest.MonkeyPatch, poisoned_memory: None) -> None:  # noqa: ARG001 for its effect
+    """Fill with NaN also the results that are made like another tensor."""
+    new_empty = Tensor.new_empty
 
-    def poison(tensor: Tensor) -> Tensor:
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor.fill_(-77)
+    def poisoned(self: Tensor, *shape: int, **options: object) -> Tensor:
+        result = new_empty(self, *shape, **options)
+        return result.fill_(torch.nan) if result.is_floating_point() else result
 
-    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs)))
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *args, **kw: poison(new_empty(self, *args, **kw)))
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
 
 @pytest.fixture(autouse=True)
