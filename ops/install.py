@@ -18,7 +18,18 @@ def main() -> int:
     """Install the lock file named on the command line; return pip's exit code."""
     lock = pathlib.Path(sys.argv[1])
     total = sum(1 for line in lock.read_text().splitlines() if line[:1].isalnum())
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--progress-bar", "off", "--no-input", "-r", str(lock)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--progress-bar",
+        "off",
+        "--no-input",
+        "-r",
+        str(lock),
+    ]
     done = 0
     tail: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:  # noqa: S603 our own words

@@ -22,6 +22,9 @@ Setting = str | int | float | bool | None | list["Setting"] | dict[str, "Setting
 """A value as a TOML file, an environment variable or a command line gives it."""
 
 
+GenerationDefault = Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]
+
+
 class Section(BaseModel):
     """One table of the tree: frozen, typed, and closed to names it does not know."""
 
@@ -135,6 +138,8 @@ class ModelConfig(Section):
     """Clients pin it as `name@version`."""
     aliases: tuple[str, ...] = ()
     """Other names that it answers to."""
+    generation_defaults: dict[GenerationDefault, float] = {}
+    """Instead of what the model's files say of unset sampling parameters."""
 
 
 class Config(Section):

@@ -23,7 +23,7 @@
 Every class survives pickle, so that an error keeps its type across processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -99,7 +99,10 @@ class ContextLengthExceeded(InvalidRequest):
         self.limit = limit
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), {"prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens, "limit": self.limit})
+        return _rebuild, (
+            type(self),
+            {"prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens, "limit": self.limit},
+        )
 
     def metadata(self) -> dict[str, str]:
         """Return the two figures that decided."""
@@ -243,5 +246,5 @@ class Internal(PathfoxError):
     reason = "INTERNAL"
 
 
-def _rebuild(kind: type[PathfoxError], arguments: dict[str, object]) -> PathfoxError:
-    return kind(**arguments)
+def _rebuild(make: Callable[..., PathfoxError], arguments: dict[str, object]) -> PathfoxError:
+    return make(**arguments)

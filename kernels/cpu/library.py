@@ -30,7 +30,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 }
 """Result and argument types of the functions in `src`.
 
-What a step calls for every layer takes one struct, packed by the `struct` module: ctypes needs 0.1 us for each argument.
+What a step calls for every layer takes one struct, packed by the `struct` module: ctypes needs 0.1 us an argument.
 """
 
 _active: ctypes.CDLL | None = None

@@ -1,7 +1,8 @@
-"""Tokens per second through everything (gRPC on loopback, scheduler, sampler, detokeniser), next to llama.cpp on the same file.
+"""Tokens per second through everything (gRPC, scheduler, sampler, detokeniser), next to llama.cpp on the same file.
 
-Prefill is 512 tokens to the first token. Decode is B streams at once: (time for 65 tokens - time for 1 token), 64 tokens each, greedy,
-prompts of 192 random tokens that no cache knows. Rounds of the two servers are interleaved; the medians and their ratio are printed.
+Prefill is 512 tokens to the first token. Decode is B streams at once: (time for 65 tokens - time for 1 token),
+64 tokens each, greedy, prompts of 192 random tokens that no cache knows. Rounds of the two servers are interleaved;
+the medians and their ratio are printed.
 
 Examples:
     .venv/bin/python ops/bench/streams.py
@@ -24,7 +25,7 @@ import grpc
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc
-from server.model.loader.bundled import smollm2_path
+from server.model.loader.bundled import find_bundled_model
 
 PREFILL_TOKENS = 512
 PROMPT_TOKENS = 192
@@ -113,7 +114,20 @@ def measure_llama(program: pathlib.Path, streams: list[int], threads: int) -> Ra
 
     def run(prompt_tokens: int, new_tokens: int, count: int) -> tuple[float, float]:
         shape = ["-npp", str(prompt_tokens), "-ntg", str(new_tokens), "-npl", str(count)]
-        command = [program, "-m", smollm2_path(), "-t", str(threads), "-c", "8448", "-b", "2048", "-ub", "512", *shape]
+        command = [
+            str(program),
+            "-m",
+            str(find_bundled_model()),
+            "-t",
+            str(threads),
+            "-c",
+            "8448",
+            "-b",
+            "2048",
+            "-ub",
+            "512",
+            *shape,
+        ]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 our own words
         cells = [line for line in printed.splitlines() if line.startswith("|")][-1].split("|")
         return float(cells[6]), float(cells[8])
@@ -125,16 +139,23 @@ def measure_llama(program: pathlib.Path, streams: list[int], threads: int) -> Ra
 def report(rounds: dict[str, list[Rates]], options: argparse.Namespace) -> None:
     """Print medians, ranges and ratios."""
     names = list(rounds["pathfox"][0])
-    medians = {who: {name: statistics.median(each[name] for each in taken) for name in names} for who, taken in rounds.items()}
+    medians = {
+        who: {name: statistics.median(each[name] for each in taken) for name in names} for who, taken in rounds.items()
+    }
     print(f"{'tokens/s, median [min-max]':28}" + "".join(f"{name:>24}" for name in names))
     for who, taken in rounds.items():
         cells = [
-            f"{medians[who][name]:.0f} [{min(e[name] for e in taken):.0f}-{max(e[name] for e in taken):.0f}]" for name in names
+            f"{medians[who][name]:.0f} [{min(e[name] for e in taken):.0f}-{max(e[name] for e in taken):.0f}]"
+            for name in names
         ]
         print(f"{who:28}" + "".join(f"{cell:>24}" for cell in cells))
     for who in list(rounds)[1:]:
         print(f"{'pathfox / ' + who:28}" + "".join(f"{medians['pathfox'][n] / medians[who][n]:>23.2f}x" for n in names))
-    result = {"machine": f"{platform.machine()}, {options.threads} threads", "rounds": options.rounds, "medians": medians}
+    result = {
+        "machine": f"{platform.machine()}, {options.threads} threads",
+        "rounds": options.rounds,
+        "medians": medians,
+    }
     print(json.dumps(result))
     if options.output:
         options.output.write_text(json.dumps(result | {"all": rounds}, indent=2) + "\n")

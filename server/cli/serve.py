@@ -1,0 +1,155 @@
+"""Puts one process together: models, engines, front end; starts them in this order and stops them in the other.
+
+This is the composition root of `pathfox serve`: here and nowhere else the rooms learn of each other.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from kernels.cpu import library
+from server.config import Config, GenerationDefault, ModelConfig
+from server.engine.engine import Engine
+from server.frontend.models import Models, ServedModel
+from server.frontend.server import FrontEnd
+from server.messages import ModelInfo
+from server.model.loader import TextAssets, load_model, read_text_assets
+from server.model.loader.bundled import MODEL_NAME, find_bundled_model
+from server.model.model import Model
+from server.telemetry import configure_logging
+from server.text.template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+
+OnReady = Callable[[str], Awaitable[None]]
+"""Called with HOST:PORT once the server serves. The server stops when it raises `asyncio.CancelledError`."""
+
+BUNDLED_GENERATION_DEFAULTS: dict[GenerationDefault, float] = {"temperature": 0.2, "top_p": 0.9}
+"""As the model card of SmolLM2-Instruct advises; its GGUF says nothing, and at 1.0 so small a model rambles."""
+
+diagnostics = Console(stderr=True)
+
+
+async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asyncio.Event | None = None) -> None:
+    """Load, serve until SIGINT or SIGTERM (or `stop`), drain, and leave nothing behind.
+
+    Prints `serving on HOST:PORT` once ready. A second signal ends the drain.
+
+    Raises:
+        StartupError: a model, a setting or a port is not usable; names which, and why.
+    """
+    configure_logging(config.telemetry)
+    if config.engine.num_threads is not None:
+        library.set_num_threads(config.engine.num_threads)
+    stop = stop or asyncio.Event()
+    async with contextlib.AsyncExitStack() as running:
+        served = [await start_model(each, config, running) for each in models_of(config)]
+        front_end = FrontEnd(config, Models(served))
+        port = await front_end.start()
+        running.push_async_callback(front_end.stop)
+        signals = running.enter_context(_stop_on_signals(stop))
+        address = f"{config.server.host}:{port}"
+        print(f"serving on {address}", flush=True)
+        if on_ready is not None:
+            await on_ready(address)
+        await stop.wait()
+        signals.next_one_ends(asyncio.current_task())
+        await front_end.drain(config.server.drain_grace_s)
+
+
+def models_of(config: Config) -> tuple[ModelConfig, ...]:
+    """Return the models to serve: the configured ones, else the bundled one."""
+    return config.models or (
+        ModelConfig(name=MODEL_NAME, path=find_bundled_model(), generation_defaults=BUNDLED_GENERATION_DEFAULTS),
+    )
+
+
+async def start_model(model_config: ModelConfig, config: Config, running: contextlib.AsyncExitStack) -> ServedModel:
+    """Load one model, start its engine, and register the engine's stop."""
+    model, assets = await asyncio.to_thread(_load, model_config, config.engine.device)
+    engine = await running.enter_async_context(Engine(model, config.engine))
+    return ServedModel(
+        info=describe(model, model_config, engine.fingerprint),
+        source=engine,
+        load=engine.load,
+        tokenizer=_tokenizer(model_config, assets),
+        template=_template(assets),
+    )
+
+
+def describe(model: Model, config: ModelConfig, fingerprint: str) -> ModelInfo:
+    """Return what a served model says of itself."""
+    spec = model.spec
+    return ModelInfo(
+        name=config.name,
+        version=config.version,
+        aliases=config.aliases,
+        family=spec.family,
+        mixer="+".join(model.mixer_kinds),
+        context_length_tokens=spec.context_length_tokens,
+        vocabulary_size=spec.vocabulary_size,
+        num_layers=spec.num_layers,
+        num_parameters=model.num_parameters,
+        fingerprint=fingerprint,
+        is_row_invariant=model.is_row_invariant,
+        page_size_tokens=spec.page_size_tokens,
+        page_bytes=model.page_bytes,
+        eos_token_ids=model.eos_token_ids,
+        generation_defaults=dict(model.generation_defaults) | dict(config.generation_defaults),
+    )
+
+
+def _load(config: ModelConfig, device: str) -> tuple[Model, TextAssets]:
+    columns = (TextColumn("loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=diagnostics, transient=True) as bar:
+        task = bar.add_task(config.name)
+        model = load_model(
+            config.path, device=device, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    return model, read_text_assets(config.path)
+
+
+def _tokenizer(config: ModelConfig, assets: TextAssets) -> Tokenizer | None:
+    if assets.tokenizer_json is not None:
+        return Tokenizer.from_file(assets.tokenizer_json)
+    if assets.gguf_metadata is not None:
+        return Tokenizer.from_gguf_metadata(assets.gguf_metadata, path=str(config.path))
+    return None
+
+
+def _template(assets: TextAssets) -> ChatTemplate | None:
+    if assets.chat_template is None:
+        return None
+    return ChatTemplate(assets.chat_template, special_tokens=assets.special_tokens)
+
+
+class _Signals:
+    """Sets the stop event at the first signal; cancels a task at the next."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._task: asyncio.Task[None] | None = None
+
+    def next_one_ends(self, task: "asyncio.Task[None] | None") -> None:
+        self._task = task
+
+    def arrived(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._stop.set()
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stop: asyncio.Event) -> Iterator[_Signals]:
+    loop = asyncio.get_running_loop()
+    signals = _Signals(stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signals.arrived)
+    try:
+        yield signals
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

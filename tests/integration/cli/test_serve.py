@@ -1,0 +1,117 @@
+import contextlib
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from pathfox.v1 import generation_pb2 as pb
+from pathfox.v1 import generation_pb2_grpc
+from server.model.loader.bundled import find_bundled_model
+from tests.fixtures.tiny_models import make_tiny_llama
+
+STOP_TIMEOUT_S = 30
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `pathfox serve` on a free port; yield the process and the address that it prints."""
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("serving on 127.0.0.1:"), line
+            yield process, line.split()[-1]
+        finally:
+            process.kill()
+
+
+def cannot_start(*arguments: str) -> str:
+    """Run `pathfox serve` where it must end with exit code 2 and one line; return the line."""
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    lines = ended.stderr.strip().splitlines()
+    assert (ended.returncode, len(lines), ended.stdout) == (2, 1, ""), ended
+    return lines[0]
+
+
+@pytest.mark.usefixtures("needs_smollm2")
+def test_default_model_answers_and_a_signal_ends_the_server() -> None:
+    """`pathfox serve` streams a sensible answer, token by token, and SIGTERM ends it with exit code 0."""
+    question = pb.Messages(
+        messages=[
+            pb.Message(role=pb.ROLE_SYSTEM, content="You are a helpful assistant."),
+            pb.Message(role=pb.ROLE_USER, content="What is the capital of France?"),
+        ]
+    )
+    request = pb.GenerateRequest(messages=question, sampling_params=pb.SamplingParams(temperature=0, max_tokens=40))
+
+    with serving() as (process, address), grpc.insecure_channel(address) as channel:
+        frames = list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=50))
+        process.send_signal(signal.SIGTERM)
+        exit_code = process.wait(STOP_TIMEOUT_S)
+
+    text = "".join(frame.delta.text for frame in frames)
+    assert "Paris" in text
+    assert [frame.WhichOneof("event") for frame in (frames[0], frames[-1])] == ["started", "finished"]
+    assert len(frames) > 4
+    assert exit_code == 0
+
+
+def test_models_are_named_on_the_command_line(tmp_path: pathlib.Path) -> None:
+    """`--model NAME=PATH`, twice, serves both by name; the first is the default."""
+    first, second = (make_tiny_llama(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6, 7]), sampling_params=pb.SamplingParams(max_tokens=3))
+
+    with (
+        serving("--model", f"one={first}", "--model", f"two={second}") as (_, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        versions = {}
+        for name in ("", "one", "two"):
+            request.model = name
+            versions[name] = stub.GenerateOnce(request, timeout=30).model_version
+
+    assert versions == {"": "one@1", "one": "one@1", "two": "two@1"}
+
+
+@pytest.mark.usefixtures("needs_smollm2")
+@pytest.mark.parametrize("kept_bytes", [0, 3, 24, 5_000, 50_000_000])
+def test_truncated_gguf_is_one_line(tmp_path: pathlib.Path, kept_bytes: int) -> None:
+    """A GGUF file that was cut anywhere stops the start with one line that names the file."""
+    cut = tmp_path / "cut.gguf"
+    with find_bundled_model().open("rb") as whole:
+        cut.write_bytes(whole.read(kept_bytes))
+
+    assert f"{cut}: " in cannot_start("--model", f"cut={cut}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "nothing=/no/such/file.gguf"], "/no/such/file.gguf"),
+        (["--model", "no-path"], "want NAME=PATH"),
+        (["--host", "0.0.0.0"], "insecure"),  # noqa: S104 refused is what it must be
+        (["--config", "/no/such/pathfox.toml"], "/no/such/pathfox.toml"),
+        (["--threads", "1", "--credentials", "/no/such/credentials.toml"], "/no/such/credentials.toml"),
+    ],
+)
+def test_bad_start_is_one_line(arguments: list[str], named: str) -> None:
+    """What cannot start ends with exit code 2 and one line that names the setting or file."""
+    assert named in cannot_start(*arguments)
+
+
+def test_free_port_that_is_taken_is_named(tmp_path: pathlib.Path) -> None:
+    """A port in use stops the start with one line that names it."""
+    model = make_tiny_llama(tmp_path / "tiny")
+    with serving("--model", f"tiny={model}") as (_, address):
+        port = address.rpartition(":")[2]
+
+        line = cannot_start("--model", f"tiny={model}", "--port", port)
+
+    assert port in line
