@@ -7,6 +7,10 @@ numerics of the GPU backend. The sizes are reasoned, not measured: none was time
 
 from dataclasses import dataclass
 
+NUMERICS_VERSION = 1
+"""Part of the fingerprint of a model on a GPU. Raise it by hand with any change of a `gpu.py` or of this table that may
+change one bit of a result."""
+
 MAY_FUSE = False
 """No a * b + c is made one operation by the compiler: it decides anew for each variant of a kernel, and those depend on
 the alignment of addresses. Products on tensor cores are not meant by this."""

@@ -94,7 +94,7 @@ def _choose(edited: Tensor, rows: SamplingRows) -> Tensor:
     before = weights.cumsum(dim=-1) - weights
     target = (rows.top_p.double() * weights.sum(dim=-1).double()).ceil().to(torch.int64).clamp(min=1)
     is_beyond = (before >= target[:, None]) & (rows.top_p < 1)[:, None]
-    least = (rows.min_p.double() * WEIGHT_OF_ONE).round().to(torch.int64)
+    least = (rows.min_p.double().clamp(max=1.0) * WEIGHT_OF_ONE).round().to(torch.int64)
     weights = weights.masked_fill(is_beyond | (weights < least[:, None]), 0)
 
     by_id = torch.zeros_like(weights).scatter_(1, ids, weights).cumsum(dim=-1)

@@ -218,6 +218,15 @@ def test_one_token_is_always_kept(backend: Backend, parameters: dict[str, float]
     assert choices(backend, [0.5, 2.0, 1.0], num_draws=20, **parameters) == {1}
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"min_p": 2.0}, {"min_p": float("nan")}, {"temperature": float("nan")}, {"top_p": -1.0}]
+)
+@pytest.mark.usefixtures("needs_cpu_ops")
+def test_parameters_out_of_range_still_end(parameters: dict[str, float]) -> None:
+    """The front end refuses these; should one slip through, the C++ op takes the most probable token."""
+    assert choose(Backend.CPU, [0.5, 2.0, 1.0], **parameters) == 1
+
+
 def test_penalties_count_as_documented(backend: Backend) -> None:
     """Repetition counts prompt and output, frequency and presence the output only; bias comes before, bans win."""
     logits = [2.0, 1.9, 1.8, -1.0]
