@@ -1,10 +1,11 @@
 """Commands and their options. What a command does stands in the module of its name."""
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec
 
 import typer
 
@@ -13,6 +14,8 @@ from server.config import Config, Setting, load_config
 from server.errors import ConfigError, StartupError
 
 EXIT_CANNOT_START = 2
+EXIT_INTERRUPTED = 130
+Arguments = ParamSpec("Arguments")
 
 app = typer.Typer(
     name="pathfox",
@@ -25,6 +28,23 @@ app = typer.Typer(
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=status.EXAMPLES)(status.status)
+
+
+def starts_or_says_why(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Let a command that cannot start end with one line on stderr and exit code 2, never a traceback."""
+
+    @functools.wraps(command)
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
+        try:
+            command(*arguments, **options)
+        except StartupError as error:
+            print(f"pathfox: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_CANNOT_START) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return run
+
 
 ModelOption = Annotated[
     list[str] | None,
@@ -50,6 +70,7 @@ ThreadsOption = Annotated[
     epilog="Examples:\n\n  pathfox serve\n\n  pathfox serve --model tiny=models/tiny.gguf --port 0\n\n"
     "  PATHFOX__ENGINE__MAX_NUM_SEQS=8 pathfox serve --config pathfox.toml"
 )
+@starts_or_says_why
 def serve(
     model: ModelOption = None,
     host: HostOption = None,
@@ -81,10 +102,11 @@ def serve(
         "telemetry.metrics_port": metrics_port,
         "models": [_named_path(each) for each in model] if model else None,
     }
-    _run(lambda: _serve(_configured(config, options)))
+    _serve(_configured(config, options))
 
 
 @app.command(epilog="Examples:\n\n  pathfox demo\n\n  pathfox demo --prompt 'Tell me a story.' --oneshot")
+@starts_or_says_why
 def demo(
     prompt: Annotated[str, typer.Option(help="What to ask first.")] = "What is the capital of France?",
     port: PortOption = None,
@@ -92,11 +114,8 @@ def demo(
     oneshot: Annotated[bool, typer.Option("--oneshot", help="Stop after the answer.")] = False,
 ) -> None:
     """Serve, stream a first answer into the terminal, then keep serving and say how to call it."""
-    _run(
-        lambda: _demo(
-            _configured(None, {"server.port": port, "telemetry.log_level": "warning"}), prompt, is_oneshot=oneshot
-        )
-    )
+    options: dict[str, Setting] = {"server.port": port, "telemetry.log_level": "warning"}
+    _demo(_configured(None, options), prompt, is_oneshot=oneshot)
 
 
 def _serve(config: Config) -> None:
@@ -120,14 +139,3 @@ def _named_path(text: str) -> dict[str, Setting]:
     if not (name and separator and path):
         raise ConfigError(f"--model: got {text!r}, want NAME=PATH")
     return {"name": name, "path": path}
-
-
-def _run(body: Callable[[], None]) -> None:
-    """Run a command that may be unable to start: that is one line on stderr and exit code 2, never a traceback."""
-    try:
-        body()
-    except StartupError as error:
-        print(f"pathfox: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_CANNOT_START) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None

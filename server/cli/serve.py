@@ -15,7 +15,7 @@ from kernels.cpu import library
 from server.config import Config, GenerationDefault, ModelConfig
 from server.engine.engine import Engine
 from server.frontend.models import Models, ServedModel
-from server.frontend.server import FrontEnd
+from server.frontend.server import FrontEnd, check_address
 from server.messages import ModelInfo
 from server.model.loader import TextAssets, load_model, read_text_assets
 from server.model.loader.bundled import MODEL_NAME, find_bundled_model
@@ -44,6 +44,7 @@ async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asynci
     configure_logging(config.telemetry)
     if config.engine.num_threads is not None:
         library.set_num_threads(config.engine.num_threads)
+    check_address(config.server)
     stop = stop or asyncio.Event()
     async with contextlib.AsyncExitStack() as running:
         served = [await start_model(each, config, running) for each in models_of(config)]

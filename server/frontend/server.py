@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import ipaddress
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,7 +188,7 @@ class FrontEnd:
 
     def _bind(self) -> int:
         config = self._config
-        check_exposure(config)
+        check_address(config)
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"{host}:{config.port}"
         tls = read_tls(config)
@@ -229,6 +230,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_address(config: ServerConfig) -> None:
+    """Find out before a model is loaded whether we may and can listen where we are told to.
+
+    Raises:
+        StartupError: names the address and what is wrong with it.
+    """
+    check_exposure(config)
+    if config.host.startswith("unix:"):
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        place = f"{config.host}:{config.port} (server.host, server.port)"
+        raise StartupError(f"cannot listen on {place}: {error.strerror}") from None
 
 
 def check_exposure(config: ServerConfig) -> None:
