@@ -192,6 +192,7 @@ def test_greedy_takes_the_lowest_id_of_equal_logits(backend: Backend) -> None:
 def test_top_k_keeps_exactly_k_of_equal_logits(backend: Backend) -> None:
     """Of equal logits at the border the lower ids are kept."""
     assert choices(backend, [0.0, 1.0, 0.0, 0.0, 0.0], top_k=3) == {0, 1, 2}
+    assert choices(backend, [-1.0, -0.0, 0.0], top_k=1) == {1}
 
 
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(backend: Backend) -> None:
