@@ -217,6 +217,60 @@ inline void keep_nucleus(const Row& row, int64_t target, const Scale& scale, Mem
   keep(keys, end);
 }
 
+// The least whole mass that is top_p of the total.
+inline int64_t nucleus_target(float top_p, int64_t total) {
+  const double exact = static_cast<double>(top_p) * static_cast<double>(total);
+  const auto floor = static_cast<int64_t>(exact);
+  return std::max<int64_t>(1, floor + (static_cast<double>(floor) < exact ? 1 : 0));
+}
+
+// A fine scale of logits: eighths of a factor e below the largest; weights are 0 before it ends.
+constexpr int kSteps = 256;
+
+inline I8 steps8(const float* logits, const Scale& scale) {
+  const F8 steps = (scale.largest - load8(logits)) * scale.inverse_temperature * 8.0f;
+  return __builtin_convertvector(steps < splat8(kSteps - 1) ? steps : splat8(kSteps - 1), I8);
+}
+
+// Gathers tokens, the least of them last, such that it is the least token of the row's nucleus of top_p: sums the mass
+// of each step, finds the step that the nucleus ends in, and gathers that one alone.
+inline void gather_end_of_nucleus(const Row& row, float top_p, const Scale& scale, Memory& memory) {
+  int64_t masses[4][kSteps] = {};  // four, so that neighbours in one step do not wait for each other
+  L4 sum{};
+  for (int b = 0; b < row.num_blocks; ++b) {
+    for (int i = 0; i < kBlock; i += kLanes16) {
+      const float* logits = row.block(b) + i;
+      L4 weights[4];
+      sum += weigh16(load(logits), scale, weights);
+      const I8 steps[2] = {steps8(logits, scale), steps8(logits + kLanes, scale)};
+      for (int lane = 0; lane < kLanes16; ++lane) {
+        masses[lane % 4][steps[lane / kLanes][lane % kLanes]] += weights[lane / 4][lane % 4];
+      }
+    }
+  }
+  int64_t target = nucleus_target(top_p, add_up(sum));
+  int last_step = 0;
+  for (;; ++last_step) {
+    int64_t mass = 0;
+    for (const auto& part : masses) mass += part[last_step];
+    if (mass >= target) break;
+    target -= mass;
+  }
+  memory.keys.clear();
+  for (int b = 0; b < row.num_blocks; ++b) {
+    if (!any(steps8(&memory.lane_maxima[size_t{kLanes} * b], scale) <= I8{} + last_step)) continue;
+    const float* block = row.block(b);
+    for (int i = 0; i < kBlock; i += kLanes) {
+      const I8 is_last = steps8(block + i, scale) == I8{} + last_step;
+      if (!any(is_last)) continue;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (is_last[lane]) memory.keys.push_back(key_of(block[i + lane], b * kBlock + i + lane));
+      }
+    }
+  }
+  keep_nucleus(row, target, scale, memory);
+}
+
 // ---- what is kept of a row ----
 
 // The least token that is kept; of equal logits the lower ids are.

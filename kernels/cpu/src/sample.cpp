@@ -117,22 +117,6 @@ int draw(const Row& row, const Scale& scale, const Cut& cut, const PathfoxSampli
   }
 }
 
-int64_t nucleus_target(float top_p, int64_t total) {
-  const double exact = static_cast<double>(top_p) * static_cast<double>(total);
-  const auto floor = static_cast<int64_t>(exact);
-  return std::max<int64_t>(1, floor + (static_cast<double>(floor) < exact ? 1 : 0));
-}
-
-// Gathers the tokens that hold top_p of the row's mass. 64 are nearly always enough; a flat row needs more.
-void gather_nucleus(const Row& row, float top_p, const Scale& scale, Memory& memory) {
-  const int64_t target = nucleus_target(top_p, mass_of_row(row, scale, Cut{}, memory));
-  for (const int k : {64, 512, kLanes * row.num_blocks, row.size}) {
-    gather_top(row, std::min(k, row.size), memory);
-    if (mass_of_keys(row, 0, memory.keys.size(), scale, memory) >= target) break;
-  }
-  keep_nucleus(row, target, scale, memory);
-}
-
 int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r, Memory& memory) {
   const float temperature = rows.temperature[r];
   if (temperature < kMinTemperature) return first_with(row, memory, largest);
@@ -145,7 +129,7 @@ int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r
       keep_nucleus(row, nucleus_target(rows.top_p[r], total), scale, memory);
     }
   } else if (has_top_p) {
-    gather_nucleus(row, rows.top_p[r], scale, memory);
+    gather_end_of_nucleus(row, rows.top_p[r], scale, memory);
   }
   Cut cut;
   if (has_top_k || has_top_p) {
