@@ -12,6 +12,7 @@ Examples:
 import argparse
 import asyncio
 import json
+import os
 import pathlib
 import platform
 import random
@@ -69,7 +70,8 @@ def read_options() -> argparse.Namespace:
 def start_server(threads: int) -> tuple[subprocess.Popen[str], str]:
     """Start `pathfox serve` on a free port and wait until it says that it serves."""
     command = [sys.executable, "-m", "server", "serve", "--port", "0", "--threads", str(threads)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 our own words
+    quiet = {**os.environ, "PATHFOX__TELEMETRY__LOG_LEVEL": "warning"}  # noqa: TID251 handed on to the server
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet)  # noqa: S603 our own words
     for line in process.stdout or ():
         if line.startswith("serving on "):
             return process, line.split()[-1]
@@ -92,11 +94,16 @@ async def measure_pathfox(address: str, streams: list[int], seed: int) -> Rates:
         for count in streams:
             first = await together(count, PROMPT_TOKENS, 1)
             whole = await together(count, PROMPT_TOKENS, NEW_TOKENS + 1)
-            rates[f"{count} streams"] = count * NEW_TOKENS / (whole - first)
+            rates[name_of(count)] = count * NEW_TOKENS / (whole - first)
         return rates
 
 
-async def stream(stub: generation_pb2_grpc.GenerationServiceAsyncStub, prompt: list[int], new_tokens: int) -> None:
+def name_of(count: int) -> str:
+    """Name a column."""
+    return "1 stream" if count == 1 else f"{count} streams"
+
+
+async def stream(stub: "generation_pb2_grpc.GenerationServiceAsyncStub", prompt: list[int], new_tokens: int) -> None:
     """Read one stream to its end and check that it brought every token."""
     request = pb.GenerateRequest(
         token_ids=pb.TokenIds(ids=prompt),
@@ -133,7 +140,7 @@ def measure_llama(program: pathlib.Path, streams: list[int], threads: int) -> Ra
         return float(cells[6]), float(cells[8])
 
     rates = {"prefill 512": run(PREFILL_TOKENS, 1, 1)[0]}
-    return rates | {f"{count} streams": run(PROMPT_TOKENS, NEW_TOKENS, count)[1] for count in streams}
+    return rates | {name_of(count): run(PROMPT_TOKENS, NEW_TOKENS, count)[1] for count in streams}
 
 
 def report(rounds: dict[str, list[Rates]], options: argparse.Namespace) -> None:
