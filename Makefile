@@ -55,7 +55,10 @@ $(RUN_READY): .venv/bin/python requirements.lock $(LOCKED_MODELS) pyproject.toml
 	@$(BIN)/python ops/install.py requirements.lock
 	@$(BIN)/python -m pip install -q --no-deps -r $(LOCKED_MODELS)
 	@$(BIN)/python -m pip install -q --no-deps -e .
-	@$(BIN)/python -m kernels.cpu.build
+	@c++ --version >/dev/null 2>&1 || g++ --version >/dev/null 2>&1 || clang++ --version >/dev/null 2>&1 \
+		|| { echo "no C++ compiler here: installing one (ziglang, 100 MB; compiling takes a minute once)"; \
+		$(BIN)/python -m pip install -q --no-deps -r compiler.lock; }
+	-@$(BIN)/python -m kernels.cpu.build
 	@touch $@
 
 $(DEV_READY): $(RUN_READY) requirements-dev.lock

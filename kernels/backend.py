@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar, cast
 
 import torch
 
+from kernels import cpu, tiles
 from kernels.cpu import library
 
 
@@ -42,6 +43,11 @@ def backend_of(device: torch.device) -> Backend:
     if device.type == "cuda":
         return Backend.GPU
     return Backend.CPU if library.is_available() else Backend.REFERENCE
+
+
+def numerics_version(backend: Backend) -> int:
+    """Return the version of a backend's arithmetic, part of every fingerprint."""
+    return tiles.NUMERICS_VERSION if backend is Backend.GPU else cpu.NUMERICS_VERSION
 
 
 @contextlib.contextmanager

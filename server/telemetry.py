@@ -28,6 +28,9 @@ from prometheus_client.registry import Collector
 from server.config import TelemetryConfig
 from server.messages import Load
 
+EXPORT_TIMEOUT_S = 2
+"""For spans to reach their collector: it also bounds how long a stop waits for one that is gone."""
+
 # Edges of the OpenTelemetry GenAI conventions, with a tail for long contexts and batch work.
 TIME_TO_FIRST_TOKEN_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -216,7 +219,8 @@ class Tracing:
                 resource=Resource.create({"service.name": "pathfox", "service.version": version}),
                 sampler=ParentBasedTraceIdRatio(config.trace_sample_ratio),
             )
-            exporter = OTLPSpanExporter(config.otlp_endpoint, insecure=config.otlp_endpoint.startswith("http://"))
+            is_plain = config.otlp_endpoint.startswith("http://")
+            exporter = OTLPSpanExporter(config.otlp_endpoint, insecure=is_plain, timeout=EXPORT_TIMEOUT_S)
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
             self.tracer = self._provider.get_tracer("pathfox", version)
 

@@ -124,7 +124,7 @@ class FrontEnd:
         self.generations.prompts.close()
         if self._metrics is not None:
             self._metrics.close()
-        self._tracing.close()
+        await asyncio.to_thread(self._tracing.close)  # it waits for the collector
         log.info(telemetry.SERVER_STOPPED, port=self.port)
 
     async def _drain(self, grace_s: float) -> DrainReport:

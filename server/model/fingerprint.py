@@ -5,7 +5,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from kernels.cpu import NUMERICS_VERSION
+from kernels.backend import numerics_version
 from kernels.placement import RowPlacement
 from server.model.memory import LayerMemory, allocate
 from server.model.model import Model
@@ -22,7 +22,7 @@ def fingerprint(model: Model) -> str:
     """Return the fingerprint of a model on this machine. Runs a short probe, so ask once."""
     parts = [
         model.weights_digest.hex(),
-        f"{model.backend}:{NUMERICS_VERSION}",
+        f"{model.backend}:{numerics_version(model.backend)}",
         str(model.spec.page_size_tokens),
         *(f"{field.name}:{field.shape}:{field.dtype}" for fields in model.page_fields for field in fields),
         _probe(model),

@@ -65,7 +65,7 @@ class Model:
             for layer, layer_memory in zip(self.layers, memory, strict=True):
                 x = layer.mixer.forward(x, rows, layer_memory)
                 x = layer.ffn.forward(x)
-            return linear(x, self.network.head, norm=self.network.final_norm, select=rows.logit_rows)
+            return linear(x, self.network.head, norm=self.network.final_norm, select=rows.logit_rows).float()
 
     def close(self, memory: Sequence[LayerMemory], pages: ClosingPages) -> None:
         """Turn open pages into closed ones in every layer."""

@@ -1,27 +1,21 @@
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
 
 from pathfox.client import AsyncClient, Client, Retry, Tls, Unavailable
+from tests.fixtures.certificates import OPENSSL, make_certificate
 from tests.unit.clients.python.scripted_server import Script
 
-OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="no openssl to make a certificate with")
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """A key and a certificate for `test.pathfox`, signed by itself."""
-    folder: Path = tmp_path_factory.mktemp("tls")
-    arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key -out cert -days 1"
-    subject = ["-subj", "/CN=test.pathfox", "-addext", "subjectAltName=DNS:test.pathfox"]
-    subprocess.run([str(OPENSSL), *arguments.split(), *subject], cwd=folder, check=True, capture_output=True)
-    return (folder / "key").read_bytes(), (folder / "cert").read_bytes()
+    key, cert = make_certificate(tmp_path_factory.mktemp("tls"))
+    return key.read_bytes(), cert.read_bytes()
 
 
 @pytest.fixture
