@@ -3,6 +3,8 @@ import re
 import tomllib
 from importlib.metadata import packages_distributions
 
+import pytest
+
 import kernels
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -12,6 +14,7 @@ ROOMS = [
     for folder in [ROOT / top, *(ROOT / top).glob("*/")]
     if folder.is_dir() and any(folder.glob("*.*")) and folder.name not in {"__pycache__", "pathfox"}
 ]
+PAGES = [*ROOT.glob("*.md"), *(page for room in ROOMS for page in room.rglob("*.md"))]
 PINNED = re.compile(r"^[A-Za-z0-9._\[\]-]+==[^\s=]+( ?; .+)?$")
 
 
@@ -37,6 +40,17 @@ def test_lock_files_name_versions_and_no_addresses() -> None:
         lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
 
         assert [line for line in lines if not PINNED.match(line)] == [], lock.name
+
+
+PATH = re.compile(r"`((?:server|kernels|protos|clients|tests|ops)/[A-Za-z0-9_./-]+\.[a-z]+)`|\]\(([A-Za-z0-9_./-]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_files_that_exist(page: pathlib.Path) -> None:
+    """Every path in a page of ours leads somewhere."""
+    named = [whole or near for whole, near in PATH.findall(page.read_text())]
+
+    assert [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
 
 
 def test_every_room_says_what_it_is() -> None:
