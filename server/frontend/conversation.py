@@ -2,6 +2,10 @@
 
 The exact ids of everything said are kept: an answer's own ids are never tokenised again. Two tasks share it: one reads
 what the client sends, the handler answers.
+
+A turn that is cancelled stays said, with as much of an answer as there was. When that happens before its prompt was
+encoded, its messages and an empty answer are encoded with the next turn: the conversation goes on as it would if the
+cancellation had come a moment later, and messages still take turns, as some templates insist.
 """
 
 import asyncio
@@ -31,12 +35,16 @@ class Conversation:
         self._generations = generations
         self._caller = caller
         self._request: ClientRequest | None = None
-        self._messages: list[ChatMessage] = []
+        self._messages: Turn = ()
         self._token_ids: tuple[int, ...] = ()
-        """Of all that was said, up to and including the last answer; empty before the first one."""
+        """Exact, of the first `_num_encoded` messages, of which the last is an answer; empty before the first one."""
+        self._num_encoded = 0
         self._turns: asyncio.Queue[Turn | BaseException | None] = asyncio.Queue()
         self._generation: Generation | None = None
         self._is_busy = False
+        """From a turn's arrival to its answer's end; the generation begins a little later."""
+        self._is_cancel_pending = False
+        self._error: Exception | None = None
 
     async def read(self, actions: AsyncIterator[pb.ChatRequest]) -> None:
         """Follow what the client sends, until it sends no more. What is wrong ends the conversation."""
@@ -44,6 +52,7 @@ class Conversation:
             async for action in actions:
                 self._take(action)
         except Exception as error:  # noqa: BLE001 raised again by the handler, in the task that can answer for it
+            self._error = error
             if self._generation is not None:
                 self._generation.fail(error)
             self._turns.put_nowait(error)
@@ -60,6 +69,9 @@ class Conversation:
         while (turn := await self._turns.get()) is not None:
             if isinstance(turn, BaseException):
                 raise turn
+            if self._error is not None:
+                # Came after the turn, and before it began.
+                raise self._error
             async with contextlib.aclosing(self._answer(turn)) as events:
                 async for event in events:
                     yield event
@@ -80,9 +92,11 @@ class Conversation:
                 checks.raise_if_any()
                 self._add(messages)
             case "cancel_turn":
-                # The answer may just have ended: then there is nothing to cancel.
+                # The answer may just have ended: then there is nothing to cancel. Or it is still to begin.
                 if self._generation is not None:
                     self._generation.cancel()
+                else:
+                    self._is_cancel_pending = self._is_busy
             case _:
                 raise InvalidRequest.of("action", seen=kind or "nothing", limit="turn or cancel_turn, once it is open")
 
@@ -97,7 +111,7 @@ class Conversation:
         if any(each.role == "user" for each in messages):
             self._add(messages)
         else:
-            self._messages.extend(messages)
+            self._messages = messages
 
     def _add(self, messages: Turn) -> None:
         self._is_busy = True
@@ -105,16 +119,18 @@ class Conversation:
 
     async def _answer(self, turn: Turn) -> AsyncGenerator[GenerationEvent, None]:
         assert self._request is not None, "opened before the first turn"
-        before = tuple(self._messages)
         texts: list[str] = []
         token_ids: list[int] = []
         wants_ids = self._request.return_token_ids
         # The ids are needed to go on, whether the client wants them or not.
         request = replace(self._request, return_token_ids=True)
         async with self._generations.start(
-            request, self._caller, encode=self._encoding(before, turn), received_s=time.monotonic()
+            request, self._caller, encode=self._encoding(turn), received_s=time.monotonic()
         ) as generation:
             self._generation = generation
+            if self._is_cancel_pending:
+                self._is_cancel_pending = False
+                generation.cancel()
             async for event in generation:
                 if isinstance(event, DeltaEvent):
                     texts.append(event.text)
@@ -124,20 +140,23 @@ class Conversation:
                 if isinstance(event, FinishedEvent):
                     # Before the client can know: it may send its next turn at once.
                     self._generation = None
-                    self._token_ids = (*generation.prompt_token_ids, *token_ids)
-                    self._messages = [*before, *turn, ChatMessage("assistant", "".join(texts))]
+                    self._messages = (*self._messages, *turn, ChatMessage("assistant", "".join(texts)))
+                    if generation.prompt_token_ids:
+                        self._token_ids = (*generation.prompt_token_ids, *token_ids)
+                        self._num_encoded = len(self._messages)
                     self._is_busy = False
                 yield event
 
-    def _encoding(self, before: Turn, turn: Turn) -> Encode:
+    def _encoding(self, turn: Turn) -> Encode:
         assert self._request is not None, "opened before the first turn"
         model, prompts, said = self._request.model, self._generations.prompts, self._token_ids
+        known, new = self._messages[: self._num_encoded], (*self._messages[self._num_encoded :], *turn)
 
         async def encode() -> tuple[int, ...]:
             if not said:
-                return await prompts.encode(model, (*before, *turn))
+                return await prompts.encode(model, new)
             # The answer is the last message; what the template writes for it is in `said` already.
-            return said + await prompts.encode_turn(model, before[:-1], turn)
+            return said + await prompts.encode_turn(model, known[:-1], new)
 
         return encode
 

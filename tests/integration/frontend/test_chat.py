@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 import pytest
@@ -95,6 +95,50 @@ async def test_cancel_turn_ends_the_answer_and_keeps_it() -> None:
     said = text_of(frames)
     assert said
     assert f"<|im_start|>assistant\n{said}<|im_end|>\n<|im_start|>user\ntwo" in prompts(source)[1]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_turn_cancelled_while_it_is_encoded_keeps_the_ids(
+    is_first: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stays said, with an empty answer, and the next turn goes on from the exact ids of what came before it."""
+    said = "y<|im_start|>es"
+    source = saying(said)  # a control token, of which the answer's text shows nothing
+    begun, go = asyncio.Event(), asyncio.Event()
+    async with serving(served(source)) as world:
+        texts = world.front_end.generations.prompts
+        name = "encode" if is_first else "encode_turn"
+        encode: Callable[..., Awaitable[tuple[int, ...]]] = getattr(texts, name)
+
+        async def slowly(*arguments: object) -> tuple[int, ...]:
+            begun.set()
+            await go.wait()
+            return await encode(*arguments)
+
+        call = world.generation.Chat()
+        await call.write(opening((SYSTEM, "be")))
+        if not is_first:
+            await call.write(turn("one"))
+            await answer(call)
+        monkeypatch.setattr(texts, name, slowly)
+        await call.write(turn("two"))
+        await begun.wait()
+        await call.write(pb.ChatRequest(cancel_turn=pb.CancelTurn()))
+        frames = await answer(call)
+        go.set()
+        await call.write(turn("three"))
+        await answer(call)
+        await call.done_writing()
+
+    assert [frame.finished.finish_reason for frame in frames] == [pb.FINISH_REASON_CANCELLED]
+    assert prompts(source)[-1].endswith(
+        "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+        "<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"
+    )
+    if not is_first:
+        known = (*source.requests[0].prompt_token_ids, *ids(said))
+        assert source.requests[1].prompt_token_ids[: len(known)] == known
 
 
 @pytest.mark.parametrize(
