@@ -108,7 +108,10 @@ class Started:
     queued_s: float = 0.0
     prefill_s: float = 0.0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each prompt token after the first, when asked for."""
+    """One for each prompt token after the first, when asked for.
+
+    They come with index 0: a continuation with n > 1 whose index 0 had ended brings none.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ class Core:
         """End every request by an error and begin with an empty pool: after a mistake of our own nothing is trusted."""
         serials = list(self.scheduler.submissions)
         self.scheduler = self._new_scheduler()
+        self.closed = []
         self.emissions += [(serial, error) for serial in serials]
 
     def read_page(self, chain_id: bytes, page_id: int) -> Page:
@@ -143,9 +144,7 @@ class Core:
         self.closed = []
         for submission in scheduler.late():
             self.fail(submission, DeadlineExceeded("the request's deadline has passed"))
-        plan = scheduler.plan()
-        for sequence in scheduler.admitted:
-            self.sampler.load(sequence)
+        plan = self._plan()
         planned_s = self._clock()
         outcome = self._try_to_execute(plan)
         computed_s = self._clock()
@@ -162,6 +161,21 @@ class Core:
             num_cached_tokens=scheduler.num_cached_tokens - cached,
             is_failed=outcome is None,
         )
+
+    def _plan(self) -> Plan:
+        """Plan a step. A request whose parameters the sampler cannot take ends before its rows are computed."""
+        plan = self.scheduler.plan()
+        for sequence in self.scheduler.admitted:
+            submission = sequence.submission
+            if sequence.slot == NO_SLOT:  # another completion of it has failed just now
+                continue
+            try:
+                self.sampler.load(sequence)
+            except Exception:
+                log.exception("sampling_params_refused", request_id=submission.request.request_id)
+                self.fail(submission, Internal("the engine could not take this request's sampling parameters"))
+                plan = plan.without(submission)
+        return plan
 
     def _report(
         self,

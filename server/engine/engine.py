@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVarTuple
 
 import structlog
 
 from server.config import EngineConfig
 from server.engine.chain import TokenArray
-from server.engine.core import Core, CoreSizes, LogitsObserver
+from server.engine.core import ClosedPage, Core, CoreSizes, LogitsObserver
 from server.engine.events import Emission, EventStream
 from server.engine.intake import check_request
 from server.engine.report import StepReport
@@ -29,6 +29,8 @@ from server.model.fingerprint import fingerprint as fingerprint_of
 from server.model.model import Model
 
 log = structlog.get_logger(__name__)
+
+Arguments = TypeVarTuple("Arguments")
 
 
 class _Submit(NamedTuple):
@@ -58,6 +60,7 @@ class Engine:
         page_source: is offered every page that closes; None = pages live and die in the pool. It is not asked for pages
             yet: that belongs before admission, where the scheduler counts what the pool has of a sequence.
         observer: told of every step, on the compute thread; must be quick and must not raise.
+        clock: seconds, the clock of deadlines.
         logits_observer: sees logits, for tests of the prefix law.
 
     Raises:
@@ -72,6 +75,7 @@ class Engine:
         fingerprint: str | None = None,
         page_source: PageSource | None = None,
         observer: Callable[[StepReport], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         logits_observer: LogitsObserver | None = None,
     ) -> None:
         num_pages = config.page_pool_bytes // page_bytes(model)
@@ -83,14 +87,17 @@ class Engine:
             assert isinstance(model, Model)
             fingerprint = fingerprint_of(model)
         self.fingerprint = fingerprint
+        self.failed = asyncio.Event()
+        """Set when the compute thread has died of a mistake: nothing is served any more, and the process should end."""
         self._vocabulary_size = model.spec.vocabulary_size
         self._page_source = page_source
         self._observer = observer
+        self._clock = clock
         self._core = Core(
             model,
             CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages),
             fingerprint=fingerprint,
-            clock=time.monotonic,
+            clock=clock,
             logits_observer=logits_observer,
         )
         self._load = self._core.load()
@@ -139,12 +146,19 @@ class Engine:
             InvalidRequest: a field is out of range, or the prompt does not fit.
             DeadlineExceeded: the deadline has passed.
             Unavailable: the engine is not running.
-            SourceLost: the engine was stopped in the middle.
+            SourceLost: the engine was stopped, or failed, in the middle.
             Internal: computing this request failed.
         """
         if self._is_stopping or self._loop is None:
             raise Unavailable("the engine is not running", subject="ENGINE_STOPPED")
-        prompt = check_request(request, vocabulary_size=self._vocabulary_size, max_tokens=self.max_sequence_tokens)
+        if self.failed.is_set():
+            raise Unavailable("the engine has failed", subject="ENGINE_FAILED")
+        prompt = check_request(
+            request,
+            vocabulary_size=self._vocabulary_size,
+            max_tokens=self.max_sequence_tokens,
+            now_s=self._clock(),
+        )
         self._num_serials += 1
         serial = self._num_serials
         stream = self._streams[serial] = EventStream(request.sampling.n)
@@ -159,18 +173,26 @@ class Engine:
                 self._inbox.put(_Cancel(serial))
 
     def _compute(self) -> None:
-        """Step while there is work, sleep while there is none. The compute thread's life."""
-        while self._obey():
-            try:
-                report = self._core.step()
-            except Exception:
-                log.exception("engine_recovered")
-                self._core.recover(Internal("the engine made a mistake and ended its requests"))
-            else:
-                self._observe(report)
+        """Step while there is work, sleep while there is none. The thread's life, which never ends unnoticed."""
+        try:
+            while self._obey():
+                self._step()
+                self._publish()
+            self._core.fail_all(SourceLost("the engine was stopped"))
             self._publish()
-        self._core.fail_all(SourceLost("the engine was stopped"))
-        self._publish()
+        except BaseException:
+            self._load = Load()
+            self._call_on_loop(self._fail)
+            log.exception("engine_failed")
+
+    def _step(self) -> None:
+        try:
+            report = self._core.step()
+        except Exception:
+            log.exception("engine_recovered")
+            self._core.recover(Internal("the engine made a mistake and ended its requests"))
+        else:
+            self._observe(report)
 
     def _obey(self) -> bool:
         """Carry out what is in the inbox, waiting for it if there is nothing to compute; return whether to go on."""
@@ -202,13 +224,28 @@ class Engine:
         emissions, self._core.emissions = self._core.emissions, []
         closed, self._core.closed = self._core.closed, []
         self._load = self._core.load()
-        pages: list[Page] = []
-        if self._page_source is not None:
-            pages = [self._core.read_page(*each) for each in closed]
+        pages = [] if self._page_source is None else self._read_pages(closed)
         if emissions or pages:
-            assert self._loop is not None
-            with suppress(RuntimeError):  # the loop was closed: nobody is left to read
-                self._loop.call_soon_threadsafe(self._deliver, emissions, pages)
+            self._call_on_loop(self._deliver, emissions, pages)
+
+    def _read_pages(self, closed: list[ClosedPage]) -> list[Page]:
+        """Copy pages for the page source; none of them when one cannot be read: that costs time, never an answer."""
+        try:
+            return [self._core.read_page(*each) for each in closed]
+        except Exception:
+            log.exception("page_offer_dropped", num_pages=len(closed))
+            return []
+
+    def _call_on_loop(self, callback: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop was closed: nobody is left to read
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _fail(self) -> None:
+        """End every stream, those that the thread has not heard of included: it hears nothing more."""
+        self.failed.set()
+        for stream in self._streams.values():
+            stream.push(SourceLost("the engine has failed"))
 
     def _deliver(self, emissions: list[tuple[int, Emission]], pages: list[Page]) -> None:
         streams = self._streams

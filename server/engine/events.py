@@ -28,6 +28,8 @@ Emission = EmittedToken | Event | PathfoxError
 class EventStream:
     """One request's emissions, from the loop's side. Used on the event loop only.
 
+    What is pushed after the end is ignored.
+
     Args:
         num_completions: after so many `Finished` the stream ends.
     """
@@ -59,6 +61,8 @@ class EventStream:
             pending, self._pending = self._pending, []
             tokens: dict[int, list[EmittedToken]] = {}
             for emission in pending:
+                if not self._num_open:
+                    return
                 if isinstance(emission, EmittedToken):
                     tokens.setdefault(emission.index, []).append(emission)
                 elif isinstance(emission, PathfoxError):

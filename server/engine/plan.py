@@ -50,6 +50,15 @@ class Plan:
         self.chunks.append(Chunk(sequence, count))
         self.num_rows += count
 
+    def without(self, submission: Submission) -> "Plan":
+        """Return a plan of the other requests' rows."""
+        plan = Plan()
+        for place, (sequence, count) in enumerate(self.chunks):
+            if sequence.submission is not submission:
+                plan.add(sequence, count)
+                plan.num_decode_rows += place < self.num_decode_rows
+        return plan
+
     def split(self) -> dict[Submission, "Plan"]:
         """Return one plan per request: by the prefix law they give the same bits as the whole."""
         parts: dict[Submission, Plan] = {}

@@ -142,7 +142,7 @@ class Scheduler:
             if sequence.num_remaining > 1 and budget > 0:
                 self._find_pages(sequence)
                 budget -= self._plan_chunk(plan, sequence, budget)
-        while self.waiting and budget > 0 and self._free_slots and self.num_preemptions == preemptions:
+        while self.waiting and budget > 0 and self.num_free_slots and self.num_preemptions == preemptions:
             sequence = self.waiting.eldest
             if not self._admit(sequence):
                 break

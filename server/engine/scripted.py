@@ -89,7 +89,12 @@ class ScriptedSource:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Answer a request; see `TokenSource`."""
         self.requests.append(request)
-        check_request(request, vocabulary_size=self._vocabulary_size, max_tokens=self._context_length_tokens)
+        check_request(
+            request,
+            vocabulary_size=self._vocabulary_size,
+            max_tokens=self._context_length_tokens,
+            now_s=time.monotonic(),
+        )
         fault = next(self._faults, None)
         if fault is not None and fault.kind is FaultKind.REFUSE:
             raise Overloaded("refused, as the script says", retry_after_s=1.0, subject="SCRIPT")

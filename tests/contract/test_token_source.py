@@ -67,10 +67,13 @@ async def source(request: pytest.FixtureRequest) -> AsyncIterator[Source]:
 
 
 async def idle(source: Source) -> None:
-    """Wait until nothing is running, waiting or held."""
-    async with asyncio.timeout(5):
-        while (load := source.load()).running_requests or load.waiting_requests or load.used_pages:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    """Assert that nothing is running, waiting or held once the source has done what was asked of it before.
+
+    Requests and cancellations are taken in order, so one more request's end comes after all of them.
+    """
+    await collect(source, ask(max_tokens=1))
+    load = source.load()
+    assert (load.running_requests, load.waiting_requests, load.used_pages) == (0, 0, 0)
 
 
 def ask(
@@ -264,7 +267,7 @@ async def test_a_slow_reader_misses_nothing(source: Source) -> None:
     tokens: tuple[int, ...] = ()
     async with aclosing(source.generate(ask())) as events:
         async for event in events:
-            await asyncio.sleep(0.002)
+            await collect(source, ask(seed=8, max_tokens=2))  # the source goes on meanwhile
             if isinstance(event, TokenDelta):
                 tokens += event.token_ids
 

@@ -68,6 +68,48 @@ def test_a_row_that_makes_the_step_raise_ends_its_own_request() -> None:
     stepping.assert_nothing_is_held()
 
 
+def test_params_that_the_sampler_cannot_take_end_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose parameters cannot be loaded ends with Internal in a step that the others do not notice."""
+    stepping = Stepping(FakeModel())
+    decoding = stepping.submit([1, 2, 3], PLAIN)
+    stepping.step()
+    load = stepping.core.sampler.load
+
+    def refuse(sequence: EngineSequence) -> None:
+        if sequence.submission.serial == bad:
+            raise OverflowError
+        load(sequence)
+
+    monkeypatch.setattr(stepping.core.sampler, "load", refuse)
+    bad = stepping.submit([4, 5, 6, 7, 8], replace(PLAIN, n=2))
+    good = stepping.submit([1, 2, 3, 4, 5], PLAIN)
+    report = stepping.step()
+    stepping.run()
+    reference = Stepping(FakeModel())
+    serials = reference.submit([1, 2, 3], PLAIN), reference.submit([1, 2, 3, 4, 5], PLAIN)
+    reference.run()
+
+    assert not report.is_failed
+    assert (report.num_decode_tokens, report.num_prefill_tokens + report.num_cached_tokens) == (1, 5)
+    assert list(stepping.errors) == [bad]
+    assert isinstance(stepping.errors[bad], Internal)
+    assert stepping.tokens[decoding, 0] == reference.tokens[serials[0], 0]
+    assert stepping.tokens[good, 0] == reference.tokens[serials[1], 0]
+    stepping.assert_nothing_is_held()
+
+
+def test_recovering_forgets_closed_pages() -> None:
+    """Pages that closed in a step that went wrong are not offered: the pool that named them is gone."""
+    stepping = Stepping(FakeModel())
+    stepping.submit(list(range(20)), PLAIN)
+    stepping.step()
+    assert stepping.core.closed
+
+    stepping.core.recover(Internal("a mistake"))
+
+    assert stepping.core.closed == []
+
+
 class BreakingModel(FakeModel):
     """Fails every pass while it is broken."""
 

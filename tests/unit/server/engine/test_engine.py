@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from queue import SimpleQueue
 
 import pytest
+import structlog
 from torch import Tensor
 
 from server.config import EngineConfig
@@ -45,6 +46,13 @@ class GatedModel(FakeModel):
             self.gate.release()
             await self.enter()
 
+    async def pass_idle(self, engine: Engine) -> None:
+        """Let the step that is running be the last, and assert that nothing is held after it."""
+        checked = asyncio.create_task(idle(engine))
+        await self.pass_steps(1)
+        self.gate.release()
+        await checked
+
     def open(self) -> None:
         """Let everything through from now on."""
         self.is_open = True
@@ -70,20 +78,45 @@ async def collect(engine: Engine, request: GenerateRequest) -> list[Event]:
 
 
 async def idle(engine: Engine) -> None:
-    """Wait until nothing is held, and assert that nothing leaked."""
-    async with asyncio.timeout(5):
-        while (load := engine.load()).running_requests or load.waiting_requests or load.used_pages:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    """Assert that nothing is held or leaked once the engine has done everything that was asked of it before.
+
+    Commands are carried out in order, so the end of one more request (of one step) comes after all cancellations.
+    """
+    await collect(engine, ask(1, prompt=1))
+    load = engine.load()
+    assert (load.running_requests, load.waiting_requests, load.used_pages) == (0, 0, 0)
     engine._core.scheduler.pool.check()
     assert not engine._streams
     assert engine._core.scheduler.num_free_slots == engine._core.scheduler.limits.max_num_seqs
 
 
+class Clock:
+    """Stands still unless it is told to go."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class WatchedInbox(SimpleQueue[object]):
+    """An inbox that tells when the compute thread goes to sleep on it."""
+
+    def __init__(self) -> None:
+        self.slept = threading.Semaphore(0)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:  # noqa: FBT002 the queue's own
+        if block:
+            self.slept.release()
+        return super().get(block, timeout)
+
+
 @asynccontextmanager
-async def gated() -> AsyncIterator[tuple[Engine, GatedModel]]:
+async def gated(clock: Clock | None = None) -> AsyncIterator[tuple[Engine, GatedModel]]:
     """Run an engine on a gated model with two slots."""
     model = GatedModel()
-    async with Engine(model, config(model, max_num_seqs=2), fingerprint="f") as engine:
+    async with Engine(model, config(model, max_num_seqs=2), fingerprint="f", clock=clock or Clock()) as engine:
         try:
             yield engine, model
         finally:
@@ -106,13 +139,14 @@ async def test_sleeps_when_there_is_nothing_to_do() -> None:
     """An idle engine computes no steps."""
     model = FakeModel()
     reports: list[StepReport] = []
-    async with Engine(model, config(model), fingerprint="f", observer=reports.append) as engine:
+    engine = Engine(model, config(model), fingerprint="f", observer=reports.append)
+    engine._inbox = inbox = WatchedInbox()  # type: ignore[assignment]
+    async with engine:
+        assert await asyncio.to_thread(inbox.slept.acquire, timeout=10)
         await collect(engine, ask())
-        await idle(engine)
-        steps = len(reports)
-        await asyncio.sleep(0.02)
+        assert await asyncio.to_thread(inbox.slept.acquire, timeout=10)
 
-        assert len(reports) == steps == 8
+        assert len(reports) == 8
 
 
 async def test_wakes_the_loop_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,17 +197,14 @@ async def test_cancels_in_every_phase_within_one_step() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        model.gate.release()
-
-        await idle(engine)
+        await model.pass_idle(engine)
         decoding = engine.generate(ask(100))
         started = asyncio.create_task(anext(decoding))
         await model.enter()
         await model.pass_steps(2)
         await started
         await decoding.aclose()
-        model.gate.release()
-        await idle(engine)
+        await model.pass_idle(engine)
         assert engine.load().queued_tokens == 0
 
 
@@ -192,11 +223,14 @@ async def test_closing_after_the_end_is_harmless() -> None:
 
 async def test_a_deadline_passes_in_the_queue() -> None:
     """A request that never got a slot ends with DeadlineExceeded, and those that run go on."""
-    async with gated() as (engine, model):
+    clock = Clock()
+    async with gated(clock) as (engine, model):
         running = [asyncio.create_task(collect(engine, ask(10))) for _ in range(2)]
         await model.enter()
-        late = asyncio.create_task(collect(engine, ask(10, deadline_s=time.monotonic() + 0.01)))
-        await asyncio.sleep(0.02)
+        late = asyncio.create_task(collect(engine, ask(10, deadline_s=clock.now_s + 1.0)))
+        await asyncio.sleep(0)  # it is in the inbox now
+        assert len(engine._streams) == 3
+        clock.now_s += 2.0
         await model.pass_steps(2)
         with pytest.raises(DeadlineExceeded):
             await late
@@ -292,6 +326,62 @@ async def test_offers_closed_pages_once() -> None:
 
     assert len({page.chain_id for page in shelf.pages}) == len(shelf.pages) == 3
     assert {len(page.payload) for page in shelf.pages} == {16}
+
+
+async def test_a_page_that_cannot_be_read_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing to copy pages costs the offer alone: the answer comes whole, and the engine goes on."""
+    model = FakeModel()
+    shelf = Shelf()
+    async with Engine(model, config(model), fingerprint="f", page_source=shelf) as engine:
+        with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+            patch.setattr(engine._core, "read_page", lambda *_: 1 / 0)
+            broken = await collect(engine, ask(4, prompt=9))
+        whole = await collect(engine, ask(4, prompt=12))
+
+    assert isinstance(broken[-1], Finished)
+    assert isinstance(whole[-1], Finished)
+    assert {entry["event"] for entry in logs} == {"page_offer_dropped"}
+    assert len(shelf.pages) == 1
+
+
+@pytest.mark.parametrize("broken", ["cancel", "recover", "load", "submit"])
+async def test_a_compute_thread_that_dies_says_so(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Whatever kills the thread ends all streams with SourceLost, is logged once, and tells the composition root."""
+    with structlog.testing.capture_logs() as logs:
+        async with gated() as (engine, model):
+            reading = [asyncio.create_task(collect(engine, ask(100))) for _ in range(3)]
+            await model.enter()
+            monkeypatch.setattr(engine._core, broken, lambda *_: 1 / 0)
+            if broken == "recover":
+                monkeypatch.setattr(engine._core, "step", lambda: 1 / 0)
+            unheard = asyncio.create_task(collect(engine, ask(100)))
+            leaving = engine.generate(ask(100))
+            starting = asyncio.create_task(anext(leaving))
+            await asyncio.sleep(0)  # both are in the inbox now
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            model.open()
+            async with asyncio.timeout(10):
+                await engine.failed.wait()
+                ends = await asyncio.gather(*reading, unheard, return_exceptions=True)
+            with pytest.raises(Unavailable):
+                await collect(engine, ask())
+            assert engine.load().running_requests == 0
+
+    assert [type(end) for end in ends] == [SourceLost] * 4
+    assert not engine._thread.is_alive()
+    assert [(entry["event"], entry["exc_info"]) for entry in logs if entry["event"] == "engine_failed"] == [
+        ("engine_failed", True)
+    ]
+
+
+async def test_an_engine_that_was_stopped_has_not_failed() -> None:
+    """An orderly stop is no failure."""
+    model = FakeModel()
+    async with Engine(model, config(model), fingerprint="f") as engine:
+        await collect(engine, ask())
+
+    assert not engine.failed.is_set()
 
 
 def test_refuses_a_pool_that_holds_no_page() -> None:

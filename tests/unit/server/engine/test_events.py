@@ -62,6 +62,16 @@ async def test_an_error_comes_after_the_tokens_before_it() -> None:
     assert stream.is_over
 
 
+async def test_ignores_what_comes_after_the_end() -> None:
+    """A stream that has ended is not ended again by an error that comes later."""
+    stream = EventStream(1)
+    finished = Finished(0, FinishReason.LENGTH, 1)
+    for emission in (STARTED, finished, SourceLost("gone")):
+        stream.push(emission)
+
+    assert [event async for event in stream.events()] == [STARTED, finished]
+
+
 async def test_waits_without_spinning_for_what_comes_later() -> None:
     """A reader sleeps until something is pushed."""
     stream = EventStream(1)
