@@ -2,6 +2,7 @@ import ast
 import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,23 @@ import structlog
 
 from server import telemetry
 from server.config import TelemetryConfig
+from server.engine.report import StepReport
 from server.messages import Load
+
+STEP = StepReport(
+    duration_s=0.004,
+    model_s=0.003,
+    num_rows=0,
+    num_prefill_tokens=0,
+    num_decode_tokens=0,
+    num_cached_tokens=0,
+    num_preemptions=0,
+    num_running=0,
+    num_waiting=0,
+    used_pages=0,
+    cached_pages=0,
+    free_pages=0,
+)
 
 
 @pytest.fixture
@@ -32,6 +49,31 @@ def test_metric_names_follow_the_rules() -> None:
         "pathfox_e2e_request_latency_seconds",
     } <= names
     assert not any(name.endswith(("_ms", "_size", "_time")) for name in names)
+
+
+def test_counts_the_steps_of_an_engine() -> None:
+    """Steps, their rows by kind and their failures are counted for each model, under these names."""
+    steps = [
+        *(replace(STEP, num_rows=3, num_decode_tokens=3) for _ in range(2)),
+        replace(STEP, num_rows=20, num_prefill_tokens=16, num_decode_tokens=4, is_failed=True),
+    ]
+    observe, other = telemetry.observe_step("stepping"), telemetry.observe_step("resting")
+    for step in steps:
+        observe(step)
+    other(STEP)
+
+    def value(name: str, model: str = "stepping") -> float | None:
+        return telemetry.REGISTRY.get_sample_value(name, {"model": model})
+
+    assert value("pathfox_step_duration_seconds_count") == 3
+    assert value("pathfox_step_duration_seconds_sum") == pytest.approx(3 * STEP.duration_s)
+    assert value("pathfox_step_rows_count") == 3
+    assert value("pathfox_step_rows_sum") == 26
+    assert value("pathfox_step_prefill_rows_total") == 16
+    assert value("pathfox_step_decode_rows_total") == 10
+    assert value("pathfox_engine_steps_failed_total") == 1
+    assert value("pathfox_engine_steps_failed_total", "resting") == 0
+    assert value("pathfox_step_rows_sum", "resting") == 0
 
 
 def test_every_log_event_of_the_front_end_is_a_known_name() -> None:
