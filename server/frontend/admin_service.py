@@ -22,7 +22,7 @@ class DrainReport(NamedTuple):
 
 
 class Drain(Protocol):
-    """Drains the front end, or joins the drain that is going on."""
+    """Drains the front end, or joins the drain that is going on, which a shorter grace shortens."""
 
     def __call__(self, grace_s: float | None, /) -> Awaitable[DrainReport]:
         """Return what to wait for; None = the configured grace."""

@@ -72,6 +72,7 @@ class FrontEnd:
         self._collector = telemetry.LoadCollector(self._loads)
         self._metrics: telemetry.MetricsServer | None = None
         self._draining: asyncio.Task[DrainReport] | None = None
+        self._is_grace_over = asyncio.Event()
         self._is_started = False
         self.port = 0
         """Known after `start`."""
@@ -105,19 +106,33 @@ class FrontEnd:
     async def drain(self, grace_s: float | None = None) -> DrainReport:
         """Stop accepting, let streams finish within the grace, end what is left.
 
-        Joins the drain that is going on. Goes on when its caller is cancelled. What is not a generation is still
-        answered, so that status and health can be seen until the end.
+        Joins the drain that is going on; a grace that ends earlier than that one's shortens it. Goes on when its caller
+        is cancelled. What is not a generation is still answered, so that status and health can be seen until the end.
+
+        Args:
+            grace_s: None = the configured grace, or what is left of that of the drain that is going on.
         """
         if self._draining is None:
             grace_s = self._config.drain_grace_s if grace_s is None else grace_s
             self._draining = asyncio.create_task(self._drain(grace_s), name="drain")
+        if grace_s is not None:
+            # Each caller's grace has a timer of its own; the first one to run out counts.
+            asyncio.get_running_loop().call_later(grace_s, self.hurry)
         return await asyncio.shield(self._draining)
 
+    def hurry(self) -> None:
+        """Let no drain wait any longer, neither the one that is going on nor a later one."""
+        self._is_grace_over.set()
+
     async def stop(self, grace_s: float | None = None) -> None:
-        """Drain, then close everything. Returns within the grace and two seconds; a second call finds nothing to do."""
+        """Drain, then close everything. Returns within the grace and two seconds.
+
+        A call beside another one joins it, and may shorten its grace; one after it finds nothing to do.
+        """
+        if self._is_started:
+            await self.drain(grace_s)
         if self._is_started:
             self._is_started = False
-            await self.drain(grace_s)
             self.health.close()
             telemetry.REGISTRY.unregister(self._collector)
         await self._server.stop(CLOSE_GRACE_S)
@@ -133,9 +148,10 @@ class FrontEnd:
         log.info(telemetry.DRAIN_STARTED, grace_s=grace_s, alive=self.generations.num_alive)
         self.health.set_serving(is_serving=False)
         self.generations.begin_drain()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self.generations.wait_idle()
+        waits = [asyncio.create_task(self.generations.wait_idle()), asyncio.create_task(self._is_grace_over.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
         self.generations.end_all()
         # Handlers that can still write say UNAVAILABLE; those of clients that do not read end with the server.
         with contextlib.suppress(TimeoutError):

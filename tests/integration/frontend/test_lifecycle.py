@@ -304,6 +304,58 @@ class TestDrain:
             assert len(text_of(await running)) == 40
             assert (await world.front_end.drain()).num_finished == 1
 
+    @pytest.mark.parametrize("how", ["hurry", "rpc", "drain", "stop"])
+    async def test_a_long_one_can_be_shortened(self, how: str) -> None:
+        """A drain that has minutes left ends at once when somebody hurries it, or comes with a shorter grace."""
+        async with serving(served(rambling(tokens_per_s=20)), options={"server.drain_grace_s": 600}) as world:
+            front_end = world.front_end
+            running = asyncio.create_task(failing(world.generation.Generate(long(3000))))
+            await until(lambda: front_end.generations.num_alive == 1)
+            draining = asyncio.create_task(front_end.drain())
+            await until(lambda: front_end.generations.is_draining)
+            async with asyncio.timeout(5):
+                match how:
+                    case "hurry":
+                        front_end.hurry()
+                    case "rpc":
+                        request = admin_pb2.DrainRequest()
+                        request.grace.FromSeconds(0)
+                        await world.admin.Drain(request)
+                    case "drain":
+                        await front_end.drain(0.01)
+                    case "stop":
+                        await front_end.stop(0)
+                assert (await draining).num_ended == 1
+                assert (await running).code is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_hurry_before_it_and_a_longer_grace_after_it(self) -> None:
+        """Who hurries first has no grace at all; a longer grace does not lengthen a drain."""
+        for is_early in (True, False):
+            async with serving(served(rambling(tokens_per_s=20))) as world:
+                running = asyncio.create_task(failing(world.generation.Generate(long(3000))))
+                await until(lambda: world.front_end.generations.num_alive == 1)
+                if is_early:
+                    world.front_end.hurry()
+                async with asyncio.timeout(5):
+                    first = asyncio.create_task(world.front_end.drain(600 if is_early else 0.1))
+                    await until(lambda: world.front_end.generations.is_draining)
+                    assert (await world.front_end.drain(600)) == await first
+                    assert (await running).code is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_stop_beside_another_one_shortens_it(self) -> None:
+        """The second call does not close the server under the first one's streams, but ends their grace."""
+        async with serving(served(rambling(tokens_per_s=20))) as world:
+            running = asyncio.create_task(failing(world.generation.Generate(long(3000))))
+            await until(lambda: world.front_end.generations.num_alive == 1)
+            stops = [asyncio.create_task(world.front_end.stop(600))]
+            await until(lambda: world.front_end.generations.is_draining)
+            async with asyncio.timeout(5):
+                stops.append(asyncio.create_task(world.front_end.stop(0)))
+                await asyncio.gather(*stops)
+                failure = await running
+            assert failure.code is grpc.StatusCode.UNAVAILABLE
+            assert failure.details["ErrorInfo"].reason == "DRAINING"
+
     async def test_a_negative_grace(self) -> None:
         """A grace below zero is the caller's mistake, and drains nothing."""
         async with serving(served(saying("x"))) as world:
