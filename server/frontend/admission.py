@@ -294,8 +294,8 @@ class Admission:
             if limit is not None and now + expected_s > limit:
                 telemetry.REJECTIONS.labels(bid.criticality.name, subject).inc()
                 raise DeadlineUnmeetable(
-                    f"the first token is expected in {expected_s:.2f} s and was asked for within {limit - now:.2f} s",
-                    retry_after_s=wait_s,
+                    f"the first token is expected in {expected_s:.2f} s and was asked for within {max(limit - now, 0):.2f} s",
+                    retry_after_s=max(wait_s, MIN_RETRY_S),
                     subject=subject,
                 )
 

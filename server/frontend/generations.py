@@ -5,6 +5,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from opentelemetry import trace
 
@@ -18,6 +19,7 @@ from server.frontend.generation import Generation, Order, Resolve
 from server.frontend.prompts import Prompts
 from server.frontend.requests import ClientRequest
 
+T = TypeVar("T")
 Encode = Callable[[], Awaitable[tuple[int, ...]]]
 
 
@@ -114,7 +116,7 @@ class Generations:
             request_id=request_id,
             request=request,
             caller=caller,
-            encode=lambda: self._bounded(prepare),
+            encode=lambda: self.bounded(prepare),
             decode=lambda token_ids: self.prompts.decode(request.model, token_ids),
             resolve=resolve,
             received_s=received_s,
@@ -153,7 +155,12 @@ class Generations:
                 return request_id
         return str(uuid.uuid4())
 
-    async def _bounded(self, prepare: Encode) -> tuple[int, ...]:
+    async def bounded(self, prepare: Callable[[], Awaitable[T]]) -> T:
+        """Do a request's text work, of which only so much may be going on or waiting for a thread.
+
+        Raises:
+            Overloaded: that much is.
+        """
         if self._num_preparing >= self._config.max_preparing_requests:
             raise Overloaded(
                 f"{self._num_preparing} requests are being tokenised already", retry_after_s=1.0, subject="preparing"

@@ -1,5 +1,7 @@
 """ModelService: what is served, its tokenizer, and its judgement of a text."""
 
+from typing import TypeVar
+
 from pathfox.v1 import model_pb2 as pb
 from pathfox.v1 import model_pb2_grpc
 from server.errors import Internal, InvalidRequest
@@ -7,9 +9,16 @@ from server.frontend import frames, wire
 from server.frontend.caller import caller_of
 from server.frontend.generations import Generations
 from server.frontend.interceptor import Context
-from server.frontend.models import Models
+from server.frontend.models import Models, ServedModel
 from server.frontend.requests import Prompt, StartedEvent
 from server.frontend.sampling import resolve_score
+
+Reply = TypeVar("Reply", pb.TokenizeResponse, pb.DetokenizeResponse)
+
+MAX_CONTEXTS = 4
+"""Tokenize and Detokenize take so many of the model's contexts: enough to see by how much a text is too long."""
+BYTES_PER_TOKEN = 16
+"""Of a message: an id, the text, and their frames, as tokens usually are."""
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -34,7 +43,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: ARG002, N802
         """Make the token ids that Generate would use."""
         model = self._models.resolve(request.model)
-        tokenizer = model.need_tokenizer()
+        model.need_tokenizer()
         prompt: Prompt
         match request.WhichOneof("input"):
             case "text":
@@ -45,17 +54,26 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
                 checks.raise_if_any()
             case _:
                 raise InvalidRequest.of("input", seen="nothing", limit="text or messages")
-        token_ids = await self._generations.prompts.encode(model, prompt)
-        return pb.TokenizeResponse(token_ids=token_ids, tokens=[tokenizer.token_text(each) for each in token_ids])
+        prompts = self._generations.prompts
+
+        async def tokenize() -> pb.TokenizeResponse:
+            token_ids = await prompts.encode(model, prompt)
+            self._check_number(len(token_ids), "input", model)
+            return pb.TokenizeResponse(token_ids=token_ids, tokens=await prompts.spell(model, token_ids))
+
+        return self._fitting(await self._generations.bounded(tokenize), "input")
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: ARG002, N802
         """Turn token ids into text."""
         model = self._models.resolve(request.model)
         model.need_tokenizer()
+        self._check_number(len(request.token_ids), "token_ids", model)
         checks = wire.Checks()
         wire.check_token_ids(request.token_ids, "token_ids", model, checks)
         checks.raise_if_any()
-        return pb.DetokenizeResponse(text=await self._generations.prompts.decode(model, request.token_ids))
+        token_ids, prompts = tuple(request.token_ids), self._generations.prompts
+        text = await self._generations.bounded(lambda: prompts.decode(model, token_ids))
+        return self._fitting(pb.DetokenizeResponse(text=text), "token_ids")
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
         """Report how probable the model finds a text: a generation of no tokens."""
@@ -82,3 +100,17 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if started is None or len(started.prompt_logprobs) != len(token_ids) - 1:
             raise Internal("the token source did not score every token")
         return frames.write_score(token_ids, started, num_top=request.top_logprobs)
+
+    def _check_number(self, seen: int, field: str, model: ServedModel) -> None:
+        """Bound what the event loop has to write or read for one caller."""
+        most = MAX_CONTEXTS * model.info.context_length_tokens
+        most = max(1, min(most, self._max_message_bytes // BYTES_PER_TOKEN))
+        if seen > most:
+            raise InvalidRequest.of(field, seen=f"{seen} tokens", limit=f"at most {most}; send it in parts")
+
+    def _fitting(self, reply: Reply, field: str) -> Reply:
+        """Refuse a reply that a client with our own limit could not take."""
+        size, limit = reply.ByteSize(), self._max_message_bytes
+        if size > limit:
+            raise InvalidRequest.of(field, seen=f"a reply of {size} bytes", limit=f"at most {limit}; send it in parts")
+        return reply

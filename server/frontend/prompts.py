@@ -79,6 +79,11 @@ class Prompts:
 
         return tuple(await self._run(None, encode))
 
+    async def spell(self, model: ServedModel, token_ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, where it is text by itself."""
+        tokenizer = model.need_tokenizer()
+        return await self._run(len(token_ids), lambda: [tokenizer.token_text(each) for each in token_ids])
+
     async def decode(self, model: ServedModel, token_ids: Sequence[int]) -> str:
         """Turn token ids into text."""
         tokenizer = model.need_tokenizer()

@@ -13,6 +13,12 @@ from server.text.template import ChatMessage
 DEFAULT_MAX_TOKENS = 1024
 MAX_N = 16
 MAX_LOGPROBS = 20
+MAX_MESSAGES = 16_384
+"""The event loop reads them one by one."""
+MAX_TEMPERATURE = 100.0
+"""Here all but the widest logits are as good as equal already."""
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+"""A logit is multiplied or divided by it, and must stay finite."""
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 256

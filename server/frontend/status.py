@@ -86,9 +86,9 @@ def reply_to(error: BaseException, *, request_id: str, jitter: Callable[[], floa
         # The spread is upwards only: earlier than computed is too early.
         retry_s *= 1 + jitter() * (MAX_JITTER - 1)
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(retry_s)))
-        metadata.append(("grpc-retry-pushback-ms", str(round(retry_s * 1000))))
-    elif isinstance(known, errors.DeadlineUnmeetable):
-        metadata.append(("grpc-retry-pushback-ms", "-1"))
+        # gRPC's own retry keeps the call's deadline, which cannot be met: only a new call makes sense.
+        pushback_ms = -1 if isinstance(known, errors.DeadlineUnmeetable) else round(retry_s * 1000)
+        metadata.append(("grpc-retry-pushback-ms", str(pushback_ms)))
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
@@ -159,8 +159,6 @@ def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
 
 def _retry_after_s(error: BaseException) -> float | None:
     match error:
-        case errors.DeadlineUnmeetable():
-            return None
         case errors.Overloaded() | errors.Unavailable():
             return DEFAULT_RETRY_S if error.retry_after_s is None else error.retry_after_s
         case errors.SourceLost():

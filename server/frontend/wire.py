@@ -6,23 +6,27 @@ depends on the prompt's length is not known yet and is checked after tokenising.
 
 import math
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import model_pb2
-from server.errors import InvalidRequest, NotSupported, Violation, violation
+from server.errors import ContextLengthExceeded, InvalidRequest, NotSupported, Violation, violation
 from server.frontend.models import Models, ServedModel
 from server.frontend.requests import (
     MAX_LOGIT_BIAS,
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,
+    MAX_MESSAGES,
     MAX_METADATA,
     MAX_METADATA_KEY_CHARACTERS,
     MAX_METADATA_VALUE_CHARACTERS,
     MAX_N,
+    MAX_REPETITION_PENALTY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_TOKEN_IDS,
     MAX_STOPS,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
     ClientRequest,
     Prompt,
     SamplingChoices,
@@ -70,6 +74,7 @@ def read_request(message: pb.GenerateRequest, models: Models, *, is_chat: bool =
     Raises:
         NotFound: no such model.
         InvalidRequest: every wrong field.
+        ContextLengthExceeded: more token ids than the model's context.
         NotSupported: the fields are right and need a store.
     """
     model = models.resolve(message.model if message.HasField("model") else None)
@@ -108,6 +113,7 @@ def read_score(message: model_pb2.ScoreRequest, models: Models) -> ClientRequest
     Raises:
         NotFound: no such model.
         InvalidRequest: every wrong field.
+        ContextLengthExceeded: more token ids than the model's context.
     """
     model = models.resolve(message.model if message.HasField("model") else None)
     checks = Checks()
@@ -126,8 +132,11 @@ def read_score(message: model_pb2.ScoreRequest, models: Models) -> ClientRequest
     return ClientRequest(model, prompt, SamplingChoices(prompt_logprobs=top), criticality=criticality)
 
 
-def read_messages(messages: Iterable[pb.Message], field: str, checks: Checks) -> tuple[ChatMessage, ...]:
+def read_messages(messages: Sequence[pb.Message], field: str, checks: Checks) -> tuple[ChatMessage, ...]:
     """Read messages of known roles, at least one of them the user's."""
+    if len(messages) > MAX_MESSAGES:
+        checks.refuse(field, seen=f"{len(messages)} messages", limit=f"at most {MAX_MESSAGES}")
+        return ()
     read: list[ChatMessage] = []
     for place, message in enumerate(messages):
         role = ROLES.get(message.role)
@@ -173,13 +182,15 @@ def _read_input(message: pb.GenerateRequest, model: ServedModel, checks: Checks,
         case "text":
             return _read_text(message.text, "text", checks)
         case "messages":
-            if not is_needed and not any(each.role == pb.ROLE_USER for each in message.messages.messages):
+            messages = message.messages.messages
+            is_few = len(messages) <= MAX_MESSAGES
+            if not is_needed and is_few and not any(each.role == pb.ROLE_USER for each in messages):
                 # A conversation may open with its system message alone.
                 quiet = Checks()
-                read = read_messages(message.messages.messages, "messages.messages", quiet)
+                read = read_messages(messages, "messages.messages", quiet)
                 checks.violations += [each for each in quiet.violations if each.field.endswith(".role")]
                 return read
-            return read_messages(message.messages.messages, "messages.messages", checks)
+            return read_messages(messages, "messages.messages", checks)
         case "token_ids":
             return _read_token_ids(message.token_ids.ids, "token_ids.ids", model, checks)
     if is_needed:
@@ -193,7 +204,11 @@ def _read_text(text: str, field: str, checks: Checks) -> str:
     return text
 
 
-def _read_token_ids(ids: Iterable[int], field: str, model: ServedModel, checks: Checks) -> tuple[int, ...]:
+def _read_token_ids(ids: Sequence[int], field: str, model: ServedModel, checks: Checks) -> tuple[int, ...]:
+    most = model.info.context_length_tokens
+    if len(ids) > most:
+        # Alone among what is wrong: to look at each of a million ids would hold up everybody else.
+        raise ContextLengthExceeded(prompt_tokens=len(ids), max_tokens=0, limit=most)
     read = tuple(ids)
     if not read:
         checks.refuse(field, seen="no ids", limit="at least one token id")
@@ -246,11 +261,14 @@ def _check_numbers(params: pb.SamplingParams, checks: Checks) -> None:
         if name in has:
             checks.need(f"sampling_params.{name}", getattr(params, name), limit, holds=holds)
 
-    check("temperature", "0 or more, finite", holds=0 <= params.temperature < math.inf)
+    check("temperature", f"0 .. {MAX_TEMPERATURE:g}", holds=0 <= params.temperature <= MAX_TEMPERATURE)
     check("top_p", "0 < top_p <= 1", holds=0 < params.top_p <= 1)
     check("top_k", "0 or more", holds=params.top_k >= 0)
     check("min_p", "0 .. 1", holds=0 <= params.min_p <= 1)
-    check("repetition_penalty", "more than 0, finite", holds=0 < params.repetition_penalty < math.inf)
+    # A penalty is a float32 on the wire: its 0.01 is a little less than ours.
+    penalty = round(params.repetition_penalty, 6)
+    limit = f"{MIN_REPETITION_PENALTY:g} .. {MAX_REPETITION_PENALTY:g}"
+    check("repetition_penalty", limit, holds=MIN_REPETITION_PENALTY <= penalty <= MAX_REPETITION_PENALTY)
     check("presence_penalty", "-2 .. 2", holds=-2 <= params.presence_penalty <= 2)
     check("frequency_penalty", "-2 .. 2", holds=-2 <= params.frequency_penalty <= 2)
     check("max_tokens", "1 or more", holds=params.max_tokens >= 1)

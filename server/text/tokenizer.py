@@ -79,8 +79,7 @@ class Tokenizer:
             allow_special: Read `<|im_end|>` and its like as control tokens; else as the characters that they are.
         """
         core = self._core if allow_special else self._plain
-        ids: list[int] = core.encode(text, add_special_tokens=False).ids
-        return ids
+        return _encode(core, text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Turn a raw prompt into ids: control tokens are read, and the model's beginning-of-text comes first, once."""
@@ -100,8 +99,7 @@ class Tokenizer:
         """
         if protection.MARK not in rendered and not self._pieces.has_normalized_specials:
             return self.encode(rendered, allow_special=True)
-        ids: list[int] = self._marked.encode(rendered, add_special_tokens=False).ids
-        return ids
+        return _encode(self._marked, rendered)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Turn ids into text. Broken UTF-8 becomes U+FFFD; ids outside the vocabulary say nothing."""
@@ -130,6 +128,13 @@ class Tokenizer:
     @functools.cached_property
     def _marked(self) -> tokenizers.Tokenizer:
         return protection.marked_tokenizer(self._core)
+
+
+def _encode(core: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Encode one text without holding the interpreter's lock: the library lets go of it for batches only."""
+    [encoding] = core.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _prompt_prefix(core: tokenizers.Tokenizer) -> list[int]:

@@ -180,7 +180,9 @@ class Messages(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """1 .. 16384."""
+
     def __init__(
         self,
         *,
@@ -259,7 +261,7 @@ class SamplingParams(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """>= 0; 0 = greedy."""
+    """0 .. 100; 0 (or less than 0.00001) = greedy."""
     top_p: _builtins.float
     """0 < top_p <= 1: the smallest set of most probable tokens whose probabilities sum to it."""
     top_k: _builtins.int
@@ -267,7 +269,7 @@ class SamplingParams(_message.Message):
     min_p: _builtins.float
     """0 <= min_p <= 1: at least this share of the most probable token's probability."""
     repetition_penalty: _builtins.float
-    """> 0; counts prompt and output; 1 = none."""
+    """0.01 .. 100; counts prompt and output; 1 = none."""
     presence_penalty: _builtins.float
     """-2 .. 2; once for each token seen in the output."""
     frequency_penalty: _builtins.float

@@ -2,6 +2,7 @@ import asyncio
 import hashlib
 import json
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from server.config import ServerConfig
 from server.errors import ConfigError, StartupError
 from server.frontend.server import check_exposure, read_tls
 from server.messages import Load
-from tests.fixtures.front_ends import failing, ids, rambling, read, saying, served, serving, text_of
+from tests.fixtures.front_ends import CONTEXT_LENGTH, failing, ids, rambling, read, saying, served, serving, text_of
 
 TOKEN = "tomato"  # noqa: S105 not a secret
 
@@ -158,6 +159,67 @@ class TestModels:
             assert wrong.fields == ["token_ids[0]"]
             bare = await failing(world.models.Tokenize(model_pb2.TokenizeRequest(model="bare", text="x")))
             assert bare.code is grpc.StatusCode.FAILED_PRECONDITION
+
+    async def test_bounds_what_one_caller_can_ask(self) -> None:
+        """Too many tokens, too many ids and too large a reply are refused by their number, with the limit."""
+        limits = {"server.max_message_bytes": 4096}
+        huge = pb.TokenIds(ids=[-1] * (5 * CONTEXT_LENGTH))
+        async with serving(served(saying("x"))) as world:
+            for call, field in (
+                (world.models.Tokenize(model_pb2.TokenizeRequest(text="y" * (5 * CONTEXT_LENGTH))), "input"),
+                (world.models.Detokenize(model_pb2.DetokenizeRequest(token_ids=huge.ids)), "token_ids"),
+                (world.models.Score(model_pb2.ScoreRequest(token_ids=huge)), "input"),
+                (world.generation.Generate(pb.GenerateRequest(token_ids=huge)), "input"),
+            ):
+                failure = await failing(call)
+                assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+                assert failure.fields == [field]
+                assert str(5 * CONTEXT_LENGTH) in failure.message
+        async with serving(served(saying("x")), options=limits) as world:
+            most = await world.models.Tokenize(model_pb2.TokenizeRequest(text="y" * 256))
+            assert len(most.token_ids) == 256
+            over = await failing(world.models.Tokenize(model_pb2.TokenizeRequest(text="y" * 257)))
+            assert over.fields == ["input"]
+            long = pb.TokenIds(ids=ids("<|im_start|>") * 256)
+            marks = await world.models.Detokenize(model_pb2.DetokenizeRequest(token_ids=long.ids))
+            assert len(marks.text) == 256 * len("<|im_start|>")
+            wide = await failing(world.models.Tokenize(model_pb2.TokenizeRequest(text="<|im_start|>" * 256)))
+            assert wide.fields == ["input"]
+            assert "bytes" in wide.message
+
+    @pytest.mark.parametrize("name", ["encode", "decode"])
+    async def test_text_work_is_bounded_as_that_of_generations(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who tokenises counts among the requests that are being prepared."""
+        go = asyncio.Event()
+        async with serving(served(saying("x")), options={"server.max_preparing_requests": 1}) as world:
+            prompts = world.front_end.generations.prompts
+            work: Callable[..., Awaitable[Any]] = getattr(prompts, name)
+            begun = asyncio.Event()
+
+            async def slowly(*arguments: object) -> object:
+                begun.set()
+                await go.wait()
+                return await work(*arguments)
+
+            monkeypatch.setattr(prompts, name, slowly)
+            tokenize, text = world.models.Tokenize, model_pb2.TokenizeRequest(text="x")
+            detokenize, token_ids = world.models.Detokenize, model_pb2.DetokenizeRequest(token_ids=[1])
+            call = tokenize(text) if name == "encode" else detokenize(token_ids)
+            await begun.wait()
+            try:
+                for other in (
+                    tokenize(text),
+                    detokenize(token_ids),
+                    world.generation.Generate(pb.GenerateRequest(text="x")),
+                ):
+                    failure = await failing(other)
+                    assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                    assert failure.trailers["grpc-retry-pushback-ms"]
+            finally:
+                go.set()
+            await call
 
     async def test_scores(self) -> None:
         """One log probability for each token after the first; nothing is generated."""

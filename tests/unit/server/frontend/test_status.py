@@ -114,11 +114,12 @@ def test_time_to_come_back_is_jittered_upwards() -> None:
         assert _detail(reply, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == milliseconds
 
 
-def test_an_unmeetable_deadline_asks_for_no_retry() -> None:
-    """Trying again with the same deadline cannot help, so the pushback forbids it."""
-    reply = reply_to(errors.DeadlineUnmeetable("late", subject="deadline"), request_id="r")
+def test_an_unmeetable_deadline_asks_for_a_new_call() -> None:
+    """gRPC's own retry, under the same deadline, is forbidden; when a new call makes sense is said."""
+    reply = reply_to(errors.DeadlineUnmeetable("late", retry_after_s=3, subject="deadline"), request_id="r")
 
     assert dict(reply.metadata)["grpc-retry-pushback-ms"] == "-1"
+    assert _detail(reply, error_details_pb2.RetryInfo).retry_delay.ToSeconds() >= 3
 
 
 def test_many_violations_fit_the_trailers() -> None:
