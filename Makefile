@@ -53,11 +53,11 @@ clean: ## Remove what was installed and built here
 
 $(RUN_READY): .venv/bin/python requirements.lock $(LOCKED_MODELS) pyproject.toml
 	@$(BIN)/python ops/install.py requirements.lock
-	@$(BIN)/python -m pip install -q --no-deps -r $(LOCKED_MODELS)
-	@$(BIN)/python -m pip install -q --no-deps -e .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r $(LOCKED_MODELS)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@c++ --version >/dev/null 2>&1 || g++ --version >/dev/null 2>&1 || clang++ --version >/dev/null 2>&1 \
 		|| { echo "no C++ compiler here: installing one (ziglang, 100 MB; compiling takes a minute once)"; \
-		$(BIN)/python -m pip install -q --no-deps -r compiler.lock; }
+		$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r compiler.lock; }
 	-@$(BIN)/python -m kernels.cpu.build
 	@touch $@
 

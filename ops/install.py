@@ -24,6 +24,7 @@ def main() -> int:
         "pip",
         "install",
         "--no-deps",
+        "--disable-pip-version-check",
         "--progress-bar",
         "off",
         "--no-input",

@@ -10,7 +10,7 @@
     ├── PermissionDenied        a good credential without the right
     ├── Conflict                lost compare-and-set, stale fence
     ├── Overloaded              a limit is reached; says when to come back
-    │   └── DeadlineUnmeetable      it could not be begun in time; coming back with the same deadline will not help
+    │   └── DeadlineUnmeetable      it could not be begun in time; a new call may be, later
     ├── Unavailable             draining, circuit open, nobody to serve it; says when to come back
     ├── DeadlineExceeded        the caller's time is up
     ├── NotSupported            this server is not set up for that

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import typer
 
 from server.cli import chat, generate, status
 from server.config import Config, Setting, load_config
-from server.errors import ConfigError, StartupError
+from server.errors import ConfigError, Internal, StartupError
 
 EXIT_CANNOT_START = 2
+EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 Arguments = ParamSpec("Arguments")
 
@@ -25,6 +27,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def pathfox(
+    *, version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False
+) -> None:
+    """Serve large language models over gRPC; talk with them."""
+    if version:
+        print(importlib.metadata.version("pathfox-server"))
+        raise typer.Exit
+
+
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=status.EXAMPLES)(status.status)
@@ -40,6 +54,9 @@ def starts_or_says_why(command: Callable[Arguments, None]) -> Callable[Arguments
         except StartupError as error:
             print(f"pathfox: {error}", file=sys.stderr)
             raise typer.Exit(EXIT_CANNOT_START) from None
+        except Internal as error:
+            print(f"pathfox: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -62,4 +62,5 @@ with Client("{address}") as client:
     print(client.generate_once(text="The sea is").text)'
 """,
         highlight=False,
+        soft_wrap=True,
     )

@@ -6,21 +6,24 @@ This is the composition root of `pathfox serve`: here and nowhere else the rooms
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from kernels.cpu import library
 from server.config import Config, GenerationDefault, ModelConfig
 from server.engine.engine import Engine
+from server.errors import ConfigError, Internal
 from server.frontend.models import Models, ServedModel
 from server.frontend.server import FrontEnd, check_address
 from server.messages import ModelInfo
 from server.model.loader import TextAssets, load_model, read_text_assets
 from server.model.loader.bundled import MODEL_NAME, find_bundled_model
 from server.model.model import Model
-from server.telemetry import configure_logging
+from server.telemetry import configure_logging, observe_step
 from server.text.template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
@@ -36,29 +39,35 @@ diagnostics = Console(stderr=True)
 async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asyncio.Event | None = None) -> None:
     """Load, serve until SIGINT or SIGTERM (or `stop`), drain, and leave nothing behind.
 
-    Prints `serving on HOST:PORT` once ready. A second signal ends the drain.
+    Prints `serving on HOST:PORT` once ready. A second signal ends the grace of the drain.
 
     Raises:
         StartupError: a model, a setting or a port is not usable; names which, and why.
+        Internal: an engine's thread died. Whoever supervises this process starts a new one.
     """
     configure_logging(config.telemetry)
     if config.engine.num_threads is not None:
         library.set_num_threads(config.engine.num_threads)
     check_address(config.server)
+    check_device(config.engine.device)
     stop = stop or asyncio.Event()
     async with contextlib.AsyncExitStack() as running:
+        signals = running.enter_context(_stopped_by_signals(stop))
         served = [await start_model(each, config, running) for each in models_of(config)]
         front_end = FrontEnd(config, Models(served))
         port = await front_end.start()
         running.push_async_callback(front_end.stop)
-        signals = running.enter_context(_stop_on_signals(stop))
+        signals.hurry = front_end.hurry
         address = f"{config.server.host}:{port}"
         print(f"serving on {address}", flush=True)
         if on_ready is not None:
             await on_ready(address)
-        await stop.wait()
-        signals.next_one_ends(asyncio.current_task())
-        await front_end.drain(config.server.drain_grace_s)
+        failed = [each.source.failed for each in served if isinstance(each.source, Engine)]
+        await _any_of((stop, *failed))
+        has_failed = any(event.is_set() for event in failed)
+        await front_end.drain(0 if has_failed else config.server.drain_grace_s)
+    if has_failed:
+        raise Internal("an engine failed and took the server with it; the log says why")
 
 
 def models_of(config: Config) -> tuple[ModelConfig, ...]:
@@ -71,7 +80,7 @@ def models_of(config: Config) -> tuple[ModelConfig, ...]:
 async def start_model(model_config: ModelConfig, config: Config, running: contextlib.AsyncExitStack) -> ServedModel:
     """Load one model, start its engine, and register the engine's stop."""
     model, assets = await asyncio.to_thread(_load, model_config, config.engine.device)
-    engine = await running.enter_async_context(Engine(model, config.engine))
+    engine = await running.enter_async_context(Engine(model, config.engine, observer=observe_step(model_config.name)))
     return ServedModel(
         info=describe(model, model_config, engine.fingerprint),
         source=engine,
@@ -79,6 +88,19 @@ async def start_model(model_config: ModelConfig, config: Config, running: contex
         tokenizer=_tokenizer(model_config, assets),
         template=_template(assets),
     )
+
+
+def check_device(name: str) -> None:
+    """Find out before a model is loaded whether there is such a device.
+
+    Raises:
+        ConfigError: torch knows no device of this name, or cannot use it here.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"engine.device: cannot use {name!r}: {reason}") from None
 
 
 def describe(model: Model, config: ModelConfig, fingerprint: str) -> ModelInfo:
@@ -127,30 +149,40 @@ def _template(assets: TextAssets) -> ChatTemplate | None:
     return ChatTemplate(assets.chat_template, special_tokens=assets.special_tokens)
 
 
+@dataclass
 class _Signals:
-    """Sets the stop event at the first signal; cancels a task at the next."""
+    """The first SIGINT or SIGTERM sets `stop`; each one after it calls `hurry`."""
 
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-        self._task: asyncio.Task[None] | None = None
-
-    def next_one_ends(self, task: "asyncio.Task[None] | None") -> None:
-        self._task = task
+    stop: asyncio.Event
+    hurry: Callable[[], None] = lambda: None
 
     def arrived(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._stop.set()
+        if self.stop.is_set():
+            self.hurry()
+        self.stop.set()
 
 
 @contextlib.contextmanager
-def _stop_on_signals(stop: asyncio.Event) -> Iterator[_Signals]:
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[_Signals]:
+    """Handle signals from the beginning on: a server that is told to stop while it loads stops when it has loaded."""
     loop = asyncio.get_running_loop()
     signals = _Signals(stop)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
         loop.add_signal_handler(number, signals.arrived)
     try:
         yield signals
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+async def _any_of(events: Iterable[asyncio.Event]) -> None:
+    """Wait until one of the events is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

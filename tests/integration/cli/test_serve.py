@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc
@@ -62,6 +63,32 @@ def test_default_model_answers_and_a_signal_ends_the_server() -> None:
     assert exit_code == 0
 
 
+def test_a_second_signal_ends_the_drain(tmp_path: pathlib.Path) -> None:
+    """One signal lets streams finish within the grace; another ends them at once, and the exit code is still 0."""
+    model = make_tiny_llama(tmp_path / "tiny", config={"max_position_embeddings": 100_000})
+    endless = pb.SamplingParams(max_tokens=99_000, ignore_eos=True)
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5]), sampling_params=endless)
+
+    with serving("--model", f"tiny={model}") as (process, address), grpc.insecure_channel(address) as channel:
+        stream = generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=50)
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        wait_for_draining(channel)
+        process.send_signal(signal.SIGTERM)
+        exit_code = process.wait(STOP_TIMEOUT_S)
+        with pytest.raises(grpc.RpcError) as ended:
+            list(stream)
+
+    assert (exit_code, ended.value.code()) == (0, grpc.StatusCode.UNAVAILABLE)
+
+
+def wait_for_draining(channel: grpc.Channel) -> None:
+    """Wait until the server's health says that it does not serve."""
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+    next(seen for seen in watch if seen.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+    watch.cancel()
+
+
 def test_models_are_named_on_the_command_line(tmp_path: pathlib.Path) -> None:
     """`--model NAME=PATH`, twice, serves both by name; the first is the default."""
     first, second = (make_tiny_llama(tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
@@ -97,6 +124,7 @@ def test_truncated_gguf_is_one_line(tmp_path: pathlib.Path, kept_bytes: int) -> 
         (["--model", "nothing=/no/such/file.gguf"], "/no/such/file.gguf"),
         (["--model", "no-path"], "want NAME=PATH"),
         (["--host", "0.0.0.0"], "insecure"),  # noqa: S104 refused is what it must be
+        (["--model", "a=/tmp", "--threads", "1"], "/tmp: no config.json"),  # noqa: S108 exists everywhere
         (["--config", "/no/such/pathfox.toml"], "/no/such/pathfox.toml"),
         (["--threads", "1", "--credentials", "/no/such/credentials.toml"], "/no/such/credentials.toml"),
     ],
@@ -115,3 +143,10 @@ def test_free_port_that_is_taken_is_named(tmp_path: pathlib.Path) -> None:
         line = cannot_start("--model", f"tiny={model}", "--port", port)
 
     assert port in line
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that torch does not know stops the start with one line that names the setting."""
+    monkeypatch.setenv("PATHFOX__ENGINE__DEVICE", "banana")
+
+    assert "engine.device: cannot use 'banana'" in cannot_start()

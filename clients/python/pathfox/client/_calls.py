@@ -7,7 +7,7 @@ Here lies all that a blocking and an asyncio client have in common; what they do
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypedDict, TypeVar
+from typing import Generic, Literal, TypedDict, TypeVar, get_args
 
 from google.protobuf.message import Message as ProtoMessage
 
@@ -17,6 +17,7 @@ from pathfox.v1 import admin_pb2, model_pb2
 from pathfox.v1 import generation_pb2 as pb
 
 Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
 Criticality = Literal["critical", "default", "batch", "sheddable"]
 Consistency = Literal["strong", "available"]
 ChatMessage = tuple[Role, str]
@@ -155,12 +156,25 @@ def generate_request(options: GenerateOptions) -> pb.GenerateRequest:
         request.consistency = pb.Consistency.Value(f"CONSISTENCY_{options['consistency']}".upper())
     sampling = {name: value for name, value in given.items() if name in _SAMPLING_FIELDS}
     if sampling:
-        request.sampling_params.CopyFrom(pb.SamplingParams(**sampling))  # type: ignore[arg-type]
+        request.sampling_params.CopyFrom(_write_sampling(sampling))
     return request
+
+
+def _write_sampling(given: Mapping[str, object]) -> pb.SamplingParams:
+    params = pb.SamplingParams()
+    for name, value in given.items():
+        try:
+            params.MergeFrom(pb.SamplingParams(**{name: value}))  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    return params
 
 
 def write_messages(given: Sequence[ChatMessage]) -> pb.Messages:
     """Write messages as the contract's."""
+    for role, _ in given:
+        if role not in ROLES:
+            raise ValueError(f"messages: got role {role!r}, want one of {', '.join(ROLES)}")
     return pb.Messages(
         messages=[pb.Message(role=pb.Role.Value(f"ROLE_{role}".upper()), content=content) for role, content in given]
     )
