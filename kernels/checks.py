@@ -1,5 +1,6 @@
 """Checks of what an op is given: they raise `ShapeError` with both values. Nothing is checked inside kernels."""
 
+import torch
 from torch import Tensor, dtype
 
 
@@ -18,6 +19,14 @@ def require(
     if not condition:
         tail = f" {limit}" if limit != "" else ""
         raise ShapeError(f"{what}: got {seen}, want {wanted}{tail}")
+
+
+def require_floats(name: str, tensor: Tensor) -> None:
+    """Check for contiguous float32, of any shape, without the cost of a message."""
+    if tensor.dtype is not torch.float32:
+        require(condition=False, what=f"{name}.dtype", seen=tensor.dtype, wanted=torch.float32)
+    if not tensor.is_contiguous():
+        require(condition=False, what=f"{name} in memory", seen="gaps or another order", wanted="contiguous")
 
 
 def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], dtypes: tuple[dtype, ...]) -> None:

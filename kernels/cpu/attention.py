@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.checks import require
+from kernels.checks import require, require_floats
 from kernels.cpu import library
 from kernels.placement import RowPlacement
 from kernels.rope.table import RopeTable
@@ -44,7 +44,7 @@ def rotate_and_store(
     """See `kernels.rope.rotate_and_store`."""
     num_pages, num_groups, head_dim, page_size = key_pages.shape
     _check_pages(key_pages, value_pages, head_dim, page_size)
-    _check_floats("qkv", qkv)
+    require_floats("qkv", qkv)
     num_rows, num_columns = qkv.shape
     num_heads = num_columns // head_dim - 2 * num_groups
     num_positions, width = table.cos.shape
@@ -81,7 +81,7 @@ def paged_attention(
     """See `kernels.paged_attention.paged_attention`."""
     num_pages, num_groups, head_dim, page_size = key_pages.shape
     _check_pages(key_pages, value_pages, head_dim, page_size)
-    _check_floats("query", query)
+    require_floats("query", query)
     num_rows, num_heads, _ = query.shape
     out = torch.empty((num_rows, num_heads * head_dim))
     described = _describe(rows)
@@ -123,13 +123,6 @@ def _describe(rows: RowPlacement) -> _Described:
     )
     _described = described = _Described(rows, packed, ctypes.addressof(packed))
     return described
-
-
-def _check_floats(name: str, tensor: Tensor) -> None:
-    """Check what C++ takes for granted, without the cost of a message."""
-    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
-        seen = f"{tensor.dtype}, contiguous: {tensor.is_contiguous()}"
-        require(condition=False, what=name, seen=seen, wanted="contiguous float32")
 
 
 def _check_pages(key_pages: Tensor, value_pages: Tensor, head_dim: int, page_size: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.checks import require
+from kernels.checks import require, require_floats
 from kernels.cpu import library
 from kernels.linear.weight import LinearWeight
 from kernels.rms_norm.norm import Norm
@@ -79,13 +79,13 @@ def linear(
 ) -> Tensor:
     """See `kernels.linear.linear`."""
     assert isinstance(weight, PackedWeight)
-    _check_floats("x", x)
+    require_floats("x", x)
     num_rows = x.size(0)
     if select is not None:
         num_rows = select.size(0)
         _check_select(select, x.size(0))
     if residual is not None:
-        _check_floats("residual", residual)
+        require_floats("residual", residual)
     out = torch.empty((num_rows, weight.num_rows))
     call = pack_call(
         weight.address,
@@ -104,7 +104,7 @@ def linear(
 def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -> Tensor:
     """See `kernels.linear.gated_linear`."""
     assert isinstance(weight, PackedWeight)
-    _check_floats("x", x)
+    require_floats("x", x)
     num_rows = x.size(0)
     out = torch.empty((num_rows, weight.num_rows // 2))
     call = pack_call(
@@ -135,7 +135,7 @@ def embed(token_ids: Tensor, weight: LinearWeight) -> Tensor:
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """See `kernels.rms_norm.rms_norm`."""
-    _check_floats("x", x)
+    require_floats("x", x)
     out = torch.empty_like(x)
     library.load().pathfox_rms_norm(
         x.data_ptr(), x.size(0), x.size(1), norm.weight.data_ptr(), norm.epsilon, out.data_ptr()
@@ -178,14 +178,6 @@ def _pack(matrices: Sequence[EncodedMatrix], *, bias: Tensor | None, is_gated: b
         parts=parts,
         address=ctypes.addressof(descriptor),
     )
-
-
-def _check_floats(name: str, tensor: Tensor) -> None:
-    """Check what C++ takes for granted, without the cost of a message."""
-    if tensor.dtype is not torch.float32:
-        require(condition=False, what=f"{name}.dtype", seen=tensor.dtype, wanted=torch.float32)
-    if not tensor.is_contiguous():
-        require(condition=False, what=f"{name} in memory", seen="gaps or another order", wanted="contiguous")
 
 
 def _check_select(select: Tensor, num_rows: int) -> None:
