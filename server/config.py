@@ -100,6 +100,9 @@ class EngineConfig(Section):
     """Sequences running at once; decode throughput of small models on CPUs is flat beyond."""
     max_step_tokens: int = Field(256, ge=1)
     """Rows of one step: longer steps delay every running stream, shorter ones waste weight reads."""
+    target_step_s: float | None = Field(0.1, ge=0)
+    """What a step with running streams may take: long prompts are read in as many rows a step as fit, at least 16. Ten
+    tokens a second still read as a flow, and shorter steps would read prompts more slowly. 0 = only rows count."""
     page_pool_bytes: int = Field(1024 * 1024 * 1024, ge=1)
     """Positional memory; 1 GiB holds 46,000 tokens of a 135M model and fits any laptop."""
     device: str = "cpu"

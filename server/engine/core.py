@@ -41,6 +41,8 @@ class CoreSizes:
     max_num_seqs: int
     max_step_tokens: int
     num_pages: int
+    target_step_s: float | None = None
+    """What a step with decode rows may take; None or 0 = any time."""
 
 
 class Core:
@@ -50,7 +52,7 @@ class Core:
         model: what computes.
         sizes: slots, rows a step, pages.
         fingerprint: the model's compute class.
-        clock: seconds, the clock of deadlines.
+        clock: seconds, the clock of deadlines and of what steps take.
         logits_observer: sees the logits of every sampled row.
     """
 
@@ -66,7 +68,7 @@ class Core:
         page_size = model.spec.page_size_tokens
         max_tokens = min(model.spec.context_length_tokens, sizes.num_pages * page_size)
         table = PageTable(sizes.max_num_seqs, -(-max_tokens // page_size), model.device)
-        self._limits = Limits(sizes.max_num_seqs, sizes.max_step_tokens, max_tokens)
+        self._limits = Limits(sizes.max_num_seqs, sizes.max_step_tokens, max_tokens, sizes.target_step_s)
         self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
             PagePool(sizes.num_pages), table, ChainIds(fingerprint, page_size), self._limits, clock
         )
@@ -193,6 +195,8 @@ class Core:
             self._decode_rate.add(num_decode, duration_s)
         if num_prefill:
             self._prefill_rate.add(num_prefill, duration_s)
+            if not is_failed:  # else its rows were computed twice
+                self.scheduler.pace.note(num_prefill, duration_s)
         return StepReport(
             duration_s=duration_s,
             model_s=model_s,

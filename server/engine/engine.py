@@ -60,7 +60,7 @@ class Engine:
         page_source: is offered every page that closes; None = pages live and die in the pool. It is not asked for pages
             yet: that belongs before admission, where the scheduler counts what the pool has of a sequence.
         observer: told of every step, on the compute thread; must be quick and must not raise.
-        clock: seconds, the clock of deadlines.
+        clock: seconds, the clock of deadlines and of what steps take.
         logits_observer: sees logits, for tests of the prefix law.
 
     Raises:
@@ -95,7 +95,7 @@ class Engine:
         self._clock = clock
         self._core = Core(
             model,
-            CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages),
+            CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages, config.target_step_s),
             fingerprint=fingerprint,
             clock=clock,
             logits_observer=logits_observer,

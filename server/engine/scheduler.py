@@ -3,7 +3,8 @@
 Owns the waiting queue, the running set, slots, and every change of a sequence's pages. Knows no tensors: it reads
 token ids and moves page ids. Called only from the compute thread.
 
-Order of a step: decode rows first, then prompts that are being read, then admission. Seniority is arrival; criticality
+Order of a step: decode rows first, then prompts that are being read, then admission; beside decode rows, prompts get
+only what `Pace` says fits into the step's time. Seniority is arrival; criticality
 and then the serial number decide among those that came in the same step. A sequence is admitted only if its whole
 prompt fits into the pool, and then holds all these pages, so pages run out only when outputs grow. Then the youngest
 gives its pages up and waits again with prompt + output as its prompt (law 3). The eldest is never preempted and a
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.engine.chain import ChainIds
+from server.engine.pace import Pace
 from server.engine.pages import PagePool, PageTable
 from server.engine.plan import Plan
 from server.engine.sequence import NO_SLOT, Seniority, Sequence, Submission
@@ -35,6 +37,8 @@ class Limits:
     """Rows of a step."""
     max_sequence_tokens: int
     """Prompt + output of one sequence: the model's context, or the pool where that is smaller."""
+    target_step_s: float | None = None
+    """What a step with decode rows may take; None or 0 = any time."""
 
 
 def _by_seniority(sequence: Sequence) -> Seniority:
@@ -66,6 +70,8 @@ class Scheduler:
         """Not ended, by serial number."""
         self.admitted: list[Sequence] = []
         """Given a slot by the last plan."""
+        self.pace = Pace(limits.target_step_s)
+        """Told by the caller what steps took."""
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self._table = table
@@ -138,6 +144,8 @@ class Scheduler:
                 plan.add(sequence, 1)
         plan.num_decode_rows = plan.num_rows
         budget = self.limits.max_step_tokens - plan.num_rows
+        if plan.num_decode_rows:  # somebody waits for this step's end
+            budget = self.pace.limit(budget)
         for sequence in self.running:
             if sequence.num_remaining > 1 and budget > 0:
                 self._find_pages(sequence)
