@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +17,36 @@ from pathfox.v1 import model_pb2
 from server.cli.serve import start_model
 from server.config import ModelConfig, load_config
 from server.frontend.models import ServedModel
+from server.messages import Event, GenerateRequest, TokenSource
 from tests.fixtures.front_ends import World, failing, read, serving, until
 from tests.fixtures.tiny_models import make_tiny_llama
 
 CONTEXT_LENGTH = 512
 NEIGHBOUR_TOKENS = 200
 PROMPT = tuple(range(20, 90))
-STEP_TOKENS = 32
+STEP_TOKENS = 16
+MAX_NUM_SEQS = 8
 POOL_TOKENS = 640
 """Little more than one context: many at once must preempt each other."""
+
+
+class Watch:
+    """A token source that hands everything on, and notes how each request ended."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self.has_started: dict[tuple[int, ...], bool] = {}
+        """By the prompt, of those that ended: whether anything came."""
+        self._source = source
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        has_started = False
+        try:
+            async with contextlib.aclosing(self._source.generate(request)) as events:
+                async for event in events:
+                    has_started = True
+                    yield event
+        finally:
+            self.has_started[request.prompt_token_ids] = has_started
 
 
 @dataclass
@@ -32,6 +55,7 @@ class Whole:
 
     world: World
     model: ServedModel
+    watch: Watch
 
     def generate(
         self, prompt: Sequence[int] = PROMPT, *, timeout_s: float = 30, **sampling: object
@@ -46,10 +70,15 @@ class Whole:
         assert self.model.load().queued_tokens == 0
 
     @property
+    def num_requests(self) -> int:
+        """Count the requests that the engine has."""
+        load = self.model.load()
+        return load.running_requests + load.waiting_requests
+
+    @property
     def held(self) -> int:
         """Count the requests and pages that the engine has."""
-        load = self.model.load()
-        return load.running_requests + load.waiting_requests + load.used_pages
+        return self.num_requests + self.model.load().used_pages
 
 
 def ask(prompt: Sequence[int] = PROMPT, **sampling: object) -> pb.GenerateRequest:
@@ -67,7 +96,7 @@ def tokens_of(frames: Sequence[pb.GenerateResponse], index: int = 0) -> list[int
 async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
     """A server over a tiny Llama with a small page pool; nothing may be left of any request afterwards."""
     path = make_tiny_llama(tmp_path / "tiny", config={"max_position_embeddings": CONTEXT_LENGTH})
-    options = {"engine.max_num_seqs": 8, "engine.max_step_tokens": STEP_TOKENS, "telemetry.log_level": "warning"}
+    options = {"engine.max_num_seqs": MAX_NUM_SEQS, "engine.max_step_tokens": STEP_TOKENS}
     async with contextlib.AsyncExitStack() as running:
         model_config = ModelConfig(name="tiny", path=path)
         small = load_config(options={"engine.page_pool_bytes": 1_000_000}, environment={})
@@ -75,8 +104,9 @@ async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
         pool_bytes = probe.info.page_bytes * (POOL_TOKENS // probe.info.page_size_tokens)
         config = load_config(options={**options, "engine.page_pool_bytes": pool_bytes}, environment={})
         model = await start_model(model_config, config, running)
-        world = await running.enter_async_context(serving(model))
-        server = Whole(world, model)
+        watch = Watch(model.source)
+        world = await running.enter_async_context(serving(dataclasses.replace(model, source=watch)))
+        server = Whole(world, model, watch)
         yield server
         await server.settle()
 
@@ -95,20 +125,46 @@ async def bad_requests(server: Whole) -> None:
 
 
 async def cancel_when_queued_in_the_engine(server: Whole) -> None:
-    """Cancel calls that have not begun, behind others that fill every slot."""
-    ahead = [server.generate(range(20, 60), max_tokens=20) for _ in range(8)]
-    behind = [server.generate(range(60, 120), max_tokens=20) for _ in range(4)]
+    """Cancel calls that wait in the engine, behind others that fill every slot."""
+    ahead = [server.generate(range(20, 60), max_tokens=100) for _ in range(MAX_NUM_SEQS)]
+    await until(lambda: server.num_requests == 1 + len(ahead))
+    prompts = [tuple(range(start, start + 60)) for start in range(60, 64)]
+    behind = [server.generate(prompt, max_tokens=20) for prompt in prompts]
+    await until(lambda: server.model.load().waiting_requests >= 1 + len(behind))
     for call in behind:
         call.cancel()
-    await asyncio.gather(*(read(call) for call in ahead))
+    ended = server.watch.has_started
+    await until(lambda: all(prompt in ended for prompt in prompts))
+
+    assert not any(ended[prompt] for prompt in prompts)
+    assert [len(tokens_of(await read(call))) for call in ahead] == [100] * len(ahead)
 
 
 async def cancel_in_prefill(server: Whole) -> None:
-    """Cancel long prompts that take many steps, before their first frame."""
-    for start in range(3):
-        call = server.generate([(start + 7 * token) % 300 for token in range(400)])
-        await asyncio.sleep(0)
-        call.cancel()
+    """Cancel long prompts between two of their many steps; one that gets through before the cancel does not count."""
+    most_besides = len(PROMPT) + NEIGHBOUR_TOKENS + 8
+    """Tokens to come of the neighbour, and of a call whose prompt is in."""
+
+    def is_in_prefill() -> bool:
+        load = server.model.load()
+        return load.waiting_requests == 0 and load.queued_tokens > most_besides
+
+    ended = server.watch.has_started
+    cancelled: list[tuple[int, ...]] = []
+    async with asyncio.timeout(20):
+        for start in itertools.count():
+            prompt = tuple((start + 7 * token) % 300 for token in range(400))
+            await until(lambda: not is_in_prefill())  # the one before is gone
+            call = server.generate(prompt)
+            first = asyncio.create_task(call.read())
+            await until(lambda: is_in_prefill() or first.done())  # noqa: B023 waited for
+            call.cancel()
+            await asyncio.wait([first])
+            await until(lambda: prompt in ended)  # noqa: B023 waited for
+            if not ended[prompt]:
+                cancelled.append(prompt)
+            if len(cancelled) == 3:
+                return
 
 
 async def cancel_in_decode(server: Whole) -> None:
@@ -213,6 +269,27 @@ async def test_score_says_what_generation_says(whole: Whole) -> None:
     score = await whole.world.models.Score(model_pb2.ScoreRequest(token_ids=pb.TokenIds(ids=whole_text)))
 
     assert list(score.logprobs[-20:]) == logprobs_of(frames)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1e-30},
+        {"temperature": 100.0},
+        {"temperature": 1.0, "top_p": 1e-38},
+        {"temperature": 1.0, "min_p": 1e-38},
+        {"temperature": 1.0, "min_p": 1.0},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"presence_penalty": 2.0, "frequency_penalty": -2.0, "logit_bias": {5: 100.0, 6: -100.0}},
+        {"temperature": 1e-4, "repetition_penalty": 0.01, "logit_bias": {5: 100.0}},
+    ],
+)
+async def test_extreme_numbers_that_are_allowed_are_served(whole: Whole, sampling: dict[str, object]) -> None:
+    """Whatever the contract lets through, the engine can compute."""
+    frames = await read(whole.generate(**sampling, seed=7, logprobs=2))
+
+    assert len(tokens_of(frames)) == 8
 
 
 async def test_a_context_that_is_full_ends_the_stream(whole: Whole) -> None:
