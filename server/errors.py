@@ -90,19 +90,19 @@ class ContextLengthExceeded(InvalidRequest):
 
     reason = "CONTEXT_LENGTH"
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int, limit: int) -> None:
+    def __init__(self, *, prompt_tokens: int, max_tokens: int, limit: int, is_least: bool = False) -> None:
         field = "input" if prompt_tokens >= limit else "sampling_params.max_tokens"
-        seen = f"{prompt_tokens} prompt tokens + {max_tokens} max_tokens"
+        seen = f"{'at least ' if is_least else ''}{prompt_tokens} prompt tokens + {max_tokens} max_tokens"
         super().__init__([violation(field, seen=seen, limit=f"at most {limit} tokens together")])
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.limit = limit
+        self.is_least = is_least
+        """The prompt was not tokenised: its length alone says that it has so many tokens or more."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (
-            type(self),
-            {"prompt_tokens": self.prompt_tokens, "max_tokens": self.max_tokens, "limit": self.limit},
-        )
+        names = ("prompt_tokens", "max_tokens", "limit", "is_least")
+        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
 
     def metadata(self) -> dict[str, str]:
         """Return the two figures that decided."""

@@ -57,7 +57,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         prompts = self._generations.prompts
 
         async def tokenize() -> pb.TokenizeResponse:
-            token_ids = await prompts.encode(model, prompt)
+            most = MAX_CONTEXTS * model.info.context_length_tokens
+            token_ids = await prompts.encode(model, prompt, most_tokens=most)
             self._check_number(len(token_ids), "input", model)
             return pb.TokenizeResponse(token_ids=token_ids, tokens=await prompts.spell(model, token_ids))
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from server.errors import FailedPrecondition
 from server.frontend.models import ServedModel
 from server.frontend.requests import Prompt
-from server.text.prompt import encode_messages, encode_text
+from server.text.prompt import encode_messages, encode_text, refuse_too_long
 from server.text.template import ChatMessage, is_prefix_stable
 
 T = TypeVar("T")
@@ -31,24 +31,33 @@ class Prompts:
         """Let the threads end; what they are at is finished and forgotten."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
+    async def encode(self, model: ServedModel, prompt: Prompt, *, most_tokens: int | None = None) -> tuple[int, ...]:
         """Make a prompt's token ids.
 
+        Args:
+            model: whose tokenizer it is.
+            prompt: as the client gave it.
+            most_tokens: a text that has more of them however it is cut is not worth cutting; None: the context.
+
         Raises:
+            ContextLengthExceeded: its length alone says that it has too many tokens.
             FailedPrecondition: the model has no tokenizer or no template for this, or its template fails.
             InvalidRequest: the template refuses the conversation.
         """
+        most = model.info.context_length_tokens if most_tokens is None else most_tokens
         match prompt:
             case None:
                 return ()
             case str():
                 tokenizer = model.need_tokenizer()
-                return tuple(await self._run(len(prompt), lambda: encode_text(tokenizer, prompt)))
+                return tuple(await self._run(len(prompt), lambda: encode_text(tokenizer, prompt, most_tokens=most)))
             case (ChatMessage(), *_):
                 messages = [each for each in prompt if isinstance(each, ChatMessage)]
                 tokenizer, template = model.need_tokenizer(), model.need_template()
                 # Whatever its input's size, a template may use all the work that it is allowed: never on the loop.
-                return tuple(await self._run(None, lambda: encode_messages(tokenizer, template, messages)))
+                return tuple(
+                    await self._run(None, lambda: encode_messages(tokenizer, template, messages, most_tokens=most))
+                )
         return tuple(each for each in prompt if isinstance(each, int))
 
     async def encode_turn(
@@ -62,6 +71,7 @@ class Prompts:
             new: those after it.
 
         Raises:
+            ContextLengthExceeded: the new messages alone are too long, by their length.
             FailedPrecondition: the template rewrites earlier turns, so that what was said cannot be kept as it was.
         """
         tokenizer, template = model.need_tokenizer(), model.need_template()
@@ -75,6 +85,7 @@ class Prompts:
             messages.insert(len(history), ChatMessage("assistant", mark))
             rendered = template.render(messages)
             _, _, after = rendered.partition(mark)
+            refuse_too_long(tokenizer, after, model.info.context_length_tokens)
             return tokenizer.encode_protected(after)
 
         return tuple(await self._run(None, encode))

@@ -10,13 +10,17 @@ same thing whether the ids come all at once or one by one (`detokenizer.py`).
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 
 from server.errors import ModelLoadError
-from server.text import gguf, pieces, protection
+from server.text import gguf, lengths, pieces, protection
+
+# The library would share a batch out among threads of its own, and warn whoever forks later. Our batches are one text.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # noqa: TID251 (sets what the library reads; reads nothing)
 
 _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -26,10 +30,12 @@ class Tokenizer:
 
     def __init__(self, core: tokenizers.Tokenizer, *, special_tokens: Mapping[str, str], path: str) -> None:
         definition = core.to_str()
+        parsed = json.loads(definition)
         self._core = core
         self._plain = tokenizers.Tokenizer.from_str(definition)
         self._plain.encode_special_tokens = True
-        self._pieces = pieces.read_pieces(core, json.loads(definition), path)
+        self._pieces = pieces.read_pieces(core, parsed, path)
+        self._bound = lengths.read_bound(parsed, self._pieces.kind)
         self._prefix = _prompt_prefix(core)
         self.special_tokens = dict(special_tokens)
         """Text by role (`bos_token`, `eos_token`, ...), as chat templates want it."""
@@ -70,6 +76,15 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """One more than the largest token id."""
         return self._pieces.vocabulary_size
+
+    @property
+    def longest_token_bytes(self) -> int | None:
+        """How much of a text one token takes at most; None where a text may lose any part of itself on the way."""
+        return self._bound.longest_token_bytes if self._bound else None
+
+    def least_tokens(self, text: str) -> int:
+        """Tell from its length how many tokens a text has at least, `protect`ed or not; much faster than encoding."""
+        return self._bound.least_tokens(text.replace(protection.MARK, "")) if self._bound else 0
 
     def encode(self, text: str, *, allow_special: bool) -> list[int]:
         """Cut a text into token ids, and add nothing to them.

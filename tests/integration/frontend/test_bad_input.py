@@ -149,6 +149,24 @@ async def test_a_prompt_over_the_context() -> None:
         assert failure.fields == ["input"]
 
 
+async def test_a_prompt_far_over_the_context_is_not_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot fit however it is cut is refused by its length, and the error says that it is a lower bound."""
+    longest = TOKENIZER.longest_token_bytes
+    assert longest is not None
+    text = "y" * (CONTEXT_LENGTH * longest + 1)
+    model = served(saying("x"))
+    monkeypatch.setattr(TOKENIZER, "encode", lambda *_args, **_options: pytest.fail("tokenised"))
+    async with serving(model) as world:
+        for request in (pb.GenerateRequest(text=text), messages((pb.ROLE_USER, text))):
+            failure = await failing(world.generation.Generate(request))
+
+            assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert failure.details["ErrorInfo"].reason == "CONTEXT_LENGTH"
+            assert int(failure.details["ErrorInfo"].metadata["prompt_tokens"]) > CONTEXT_LENGTH
+            assert failure.fields == ["input"]
+            assert "at least" in failure.message
+
+
 async def test_unknown_model() -> None:
     """NOT_FOUND names the resource and those that there are."""
     async with serving(served(saying("x"))) as world:

@@ -198,10 +198,10 @@ class TestModels:
             work: Callable[..., Awaitable[Any]] = getattr(prompts, name)
             begun = asyncio.Event()
 
-            async def slowly(*arguments: object) -> object:
+            async def slowly(*arguments: object, **options: object) -> object:
                 begun.set()
                 await go.wait()
-                return await work(*arguments)
+                return await work(*arguments, **options)
 
             monkeypatch.setattr(prompts, name, slowly)
             tokenize, text = world.models.Tokenize, model_pb2.TokenizeRequest(text="x")

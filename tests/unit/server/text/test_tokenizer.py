@@ -1,13 +1,21 @@
+import os
 import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from server.errors import ModelLoadError
+from server.text import protection
 from server.text.pretokenizers import PRE_TOKENIZERS
 from server.text.tokenizer import Tokenizer
 
@@ -264,3 +272,106 @@ def test_a_broken_tokenizer_config_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelLoadError, match="tokenizer_config"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+SENTENCEPIECE = Tokenizer(sentencepiece(), special_tokens={}, path="test")
+
+
+def test_other_threads_run_while_a_text_is_encoded(smollm: Tokenizer) -> None:
+    """A long text does not keep the interpreter's lock, with control tokens, without, and with marks."""
+    text = "word " * 150_000
+    smollm.encode_protected(protection.MARK)  # its tokenizer is made at the first call
+    for encode in (
+        lambda: smollm.encode(text, allow_special=True),
+        lambda: smollm.encode(text, allow_special=False),
+        lambda: smollm.encode_protected(text + protection.MARK),
+    ):
+        has_begun = threading.Event()
+
+        def work(encode: Callable[[], list[int]] = encode, has_begun: threading.Event = has_begun) -> int:
+            has_begun.set()
+            return len(encode())
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(work)
+            has_begun.wait()
+            turns = 0
+            while not done.done():
+                time.sleep(0.001)
+                turns += 1
+
+        assert done.result() >= 150_000
+        assert turns > 15  # with the lock kept: one or two
+
+
+def test_encoding_starts_no_threads() -> None:
+    """The library's own threads stay away: there is one text at a time, and a later fork is not warned about."""
+    code = (
+        "import os; from tests.fixtures.front_ends import TOKENIZER;"
+        "before = len(os.listdir('/proc/self/task')); TOKENIZER.encode('a b ' * 5000, allow_special=True);"
+        "print(len(os.listdir('/proc/self/task')) - before, flush=True);"
+        "child = os.fork(); TOKENIZER.encode('a b', allow_special=True); child and os.waitpid(child, 0)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert (ran.stdout, ran.stderr) == ("0\n", "")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text() | spelt.map(lambda text: text * 20), repeated=st.sampled_from(["", " ", "\x04", "=", "▁", "中"]))
+def test_the_least_number_of_tokens_is_one(smollm: Tokenizer, text: str, repeated: str) -> None:
+    """No text has fewer tokens than its length promises, whatever the vocabulary drops."""
+    text += repeated * 500
+    for tokenizer in (smollm, SENTENCEPIECE):
+        assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, allow_special=True))
+        assert tokenizer.least_tokens(tokenizer.protect(text)) <= len(tokenizer.encode(text, allow_special=False))
+
+
+def test_the_longest_token_bounds_a_text(smollm: Tokenizer) -> None:
+    """A text's bytes over those of the longest token, rounded up; characters that are dropped do not count."""
+    longest = smollm.longest_token_bytes
+
+    assert longest == max(len(smollm.token_bytes(each, skip_special=False)) for each in range(smollm.vocabulary_size))
+    assert smollm.least_tokens("é" * longest) == 2
+    assert smollm.least_tokens("é" * longest + "e") == 3
+    assert smollm.least_tokens("\x04" * longest * 9) == 0
+    assert SENTENCEPIECE.longest_token_bytes == 6  # <0x00>
+
+
+def spoil_normalizer(core: tokenizers.Tokenizer) -> None:
+    """Let two characters become one."""
+    core.normalizer = normalizers.NFC()
+
+
+def spoil_spaces(core: tokenizers.Tokenizer) -> None:
+    """Drop the spaces between words."""
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), core.pre_tokenizer])
+
+
+def spoil_split(core: tokenizers.Tokenizer) -> None:
+    """Drop each space."""
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), core.pre_tokenizer])
+
+
+def spoil_replace(core: tokenizers.Tokenizer) -> None:
+    """Make two spaces one."""
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace("  ", " ")])
+
+
+def spoil_added(core: tokenizers.Tokenizer) -> None:
+    """Let a token take in the spaces before it."""
+    core.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+
+
+@pytest.mark.parametrize("spoil", [spoil_normalizer, spoil_spaces, spoil_split, spoil_replace, spoil_added])
+def test_a_tokenizer_that_may_lose_text_has_no_bound(spoil: Callable[[tokenizers.Tokenizer], None]) -> None:
+    """Where text can vanish before it is cut, its length says nothing about its tokens."""
+    core = sentencepiece()
+    spoil(core)
+    tokenizer = Tokenizer(core, special_tokens={}, path="test")
+
+    assert tokenizer.longest_token_bytes is None
+    assert tokenizer.least_tokens("a" * 10_000) == 0
