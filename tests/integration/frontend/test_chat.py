@@ -111,10 +111,10 @@ async def test_a_turn_cancelled_while_it_is_encoded_keeps_the_ids(
         name = "encode" if is_first else "encode_turn"
         encode: Callable[..., Awaitable[tuple[int, ...]]] = getattr(texts, name)
 
-        async def slowly(*arguments: object) -> tuple[int, ...]:
+        async def slowly(*arguments: object, **named: object) -> tuple[int, ...]:
             begun.set()
             await go.wait()
-            return await encode(*arguments)
+            return await encode(*arguments, **named)
 
         call = world.generation.Chat()
         await call.write(opening((SYSTEM, "be")))
