@@ -293,8 +293,9 @@ class Admission:
         for limit, subject in ((bid.first_token_by_s, "time_to_first_token_budget"), (bid.deadline_s, "deadline")):
             if limit is not None and now + expected_s > limit:
                 telemetry.REJECTIONS.labels(bid.criticality.name, subject).inc()
+                asked_s = max(limit - now, 0)
                 raise DeadlineUnmeetable(
-                    f"the first token is expected in {expected_s:.2f} s and was asked for within {max(limit - now, 0):.2f} s",
+                    f"the first token is expected in {expected_s:.2f} s and was asked for within {asked_s:.2f} s",
                     retry_after_s=max(wait_s, MIN_RETRY_S),
                     subject=subject,
                 )

@@ -115,7 +115,7 @@ def test_time_to_come_back_is_jittered_upwards() -> None:
 
 
 def test_an_unmeetable_deadline_asks_for_a_new_call() -> None:
-    """gRPC's own retry, under the same deadline, is forbidden; when a new call makes sense is said."""
+    """A retry by gRPC itself, under the same deadline, is forbidden; when a new call makes sense is said."""
     reply = reply_to(errors.DeadlineUnmeetable("late", retry_after_s=3, subject="deadline"), request_id="r")
 
     assert dict(reply.metadata)["grpc-retry-pushback-ms"] == "-1"
