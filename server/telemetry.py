@@ -293,11 +293,6 @@ class Tracing:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
             self.tracer = self._provider.get_tracer("pathfox", version)
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anybody receives the spans."""
-        return self._provider is not None
-
     def close(self) -> None:
         """Send what is left; waits a few seconds at most."""
         if self._provider is not None:

@@ -107,8 +107,3 @@ class Model:
     def page_bytes(self) -> int:
         """Return the size of a page over all layers."""
         return sum(field.num_bytes for fields in self.page_fields for field in fields)
-
-    @property
-    def memory_bytes_per_token(self) -> float:
-        """Return what a token costs in the page pool."""
-        return self.page_bytes / self.spec.page_size_tokens

@@ -78,7 +78,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateOnce(self, request, context):
-        """Does what Generate does and answers once, at the end.
+        """Does what Generate does and answers once, at the end. Many completions with log probabilities can be larger than the
+        4 MiB that gRPC clients receive by default: raise that limit, or stream.
 
         Retry, cancellation and errors: as Generate.
         """

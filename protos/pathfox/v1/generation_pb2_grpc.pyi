@@ -41,7 +41,8 @@ class GenerationServiceStub:
     (draining, no replica), ABORTED (expected_version), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED.
     """
     GenerateOnce: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateOnceResponse]
-    """Does what Generate does and answers once, at the end.
+    """Does what Generate does and answers once, at the end. Many completions with log probabilities can be larger than the
+    4 MiB that gRPC clients receive by default: raise that limit, or stream.
 
     Retry, cancellation and errors: as Generate.
     """
@@ -81,7 +82,8 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     (draining, no replica), ABORTED (expected_version), DEADLINE_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED.
     """
     GenerateOnce: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateOnceResponse]  # type: ignore[assignment]
-    """Does what Generate does and answers once, at the end.
+    """Does what Generate does and answers once, at the end. Many completions with log probabilities can be larger than the
+    4 MiB that gRPC clients receive by default: raise that limit, or stream.
 
     Retry, cancellation and errors: as Generate.
     """
@@ -130,7 +132,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateOnceResponse, _abc.Awaitable[_generation_pb2.GenerateOnceResponse]]:
-        """Does what Generate does and answers once, at the end.
+        """Does what Generate does and answers once, at the end. Many completions with log probabilities can be larger than the
+        4 MiB that gRPC clients receive by default: raise that limit, or stream.
 
         Retry, cancellation and errors: as Generate.
         """

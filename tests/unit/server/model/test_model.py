@@ -124,12 +124,11 @@ def test_no_logit_rows_give_no_logits(model: Model) -> None:
 
 
 def test_facts_of_a_model(model: Model) -> None:
-    """A model knows its parameters, and what a page and a token cost, over all layers."""
+    """A model knows its parameters, and what a page costs, over all layers."""
     spec = model.spec
 
     assert model.num_parameters == 320 * 64 + 2 * (64 * (64 + 2 * 32 + 64) + 3 * 64 * 96 + 2 * 64) + 64
     assert model.page_bytes == 2 * 2 * (2 * 16 * 16) * 2  # layers, keys and values, heads x channels x tokens, bytes
-    assert model.memory_bytes_per_token == model.page_bytes / spec.page_size_tokens
     assert (spec.family, model.mixer_kinds, spec.context_length_tokens) == ("llama", ("rope",), 512)
     assert model.tail_fields == ((), ())
 
