@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-import dataclasses
-import itertools
+import threading
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,13 @@ import pytest
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import model_pb2
-from server.cli.serve import start_model
-from server.config import ModelConfig, load_config
+from server.cli.serve import describe
+from server.config import EngineConfig, ModelConfig
+from server.engine.engine import Engine
+from server.engine.report import StepReport
 from server.frontend.models import ServedModel
 from server.messages import Event, GenerateRequest, TokenSource
+from server.model.loader import load_model
 from tests.fixtures.front_ends import World, failing, read, serving, until
 from tests.fixtures.tiny_models import make_tiny_llama
 
@@ -36,17 +39,49 @@ class Watch:
     def __init__(self, source: TokenSource) -> None:
         self.has_started: dict[tuple[int, ...], bool] = {}
         """By the prompt, of those that ended: whether anything came."""
+        self.num_begun: Counter[tuple[int, ...]] = Counter()
+        """By the prompt: requests that the engine was given."""
         self._source = source
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         has_started = False
         try:
+            self.num_begun[request.prompt_token_ids] += 1
             async with contextlib.aclosing(self._source.generate(request)) as events:
                 async for event in events:
                     has_started = True
                     yield event
         finally:
             self.has_started[request.prompt_token_ids] = has_started
+
+
+class Gate:
+    """Stands behind each step of the engine. While it is held, the compute thread waits there."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._steps = threading.Semaphore(0)
+
+    def __call__(self, report: StepReport) -> None:
+        """Be told of a step; called on the compute thread."""
+        del report
+        if self._is_held:
+            assert self._steps.acquire(timeout=20)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the engine for the body."""
+        self._steps = threading.Semaphore(0)
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            self._steps.release(1_000)
+
+    def let(self, steps: int) -> None:
+        """Let the engine take so many steps."""
+        self._steps.release(steps)
 
 
 @dataclass
@@ -56,6 +91,7 @@ class Whole:
     world: World
     model: ServedModel
     watch: Watch
+    gate: Gate
 
     def generate(
         self, prompt: Sequence[int] = PROMPT, *, timeout_s: float = 30, **sampling: object
@@ -70,15 +106,10 @@ class Whole:
         assert self.model.load().queued_tokens == 0
 
     @property
-    def num_requests(self) -> int:
-        """Count the requests that the engine has."""
-        load = self.model.load()
-        return load.running_requests + load.waiting_requests
-
-    @property
     def held(self) -> int:
         """Count the requests and pages that the engine has."""
-        return self.num_requests + self.model.load().used_pages
+        load = self.model.load()
+        return load.running_requests + load.waiting_requests + load.used_pages
 
 
 def ask(prompt: Sequence[int] = PROMPT, **sampling: object) -> pb.GenerateRequest:
@@ -95,20 +126,18 @@ def tokens_of(frames: Sequence[pb.GenerateResponse], index: int = 0) -> list[int
 @pytest.fixture
 async def whole(tmp_path: Path) -> AsyncIterator[Whole]:
     """A server over a tiny Llama with a small page pool; nothing may be left of any request afterwards."""
-    path = make_tiny_llama(tmp_path / "tiny", config={"max_position_embeddings": CONTEXT_LENGTH})
-    options = {"engine.max_num_seqs": MAX_NUM_SEQS, "engine.max_step_tokens": STEP_TOKENS}
-    async with contextlib.AsyncExitStack() as running:
-        model_config = ModelConfig(name="tiny", path=path)
-        small = load_config(options={"engine.page_pool_bytes": 1_000_000}, environment={})
-        probe = await start_model(model_config, small, running)
-        pool_bytes = probe.info.page_bytes * (POOL_TOKENS // probe.info.page_size_tokens)
-        config = load_config(options={**options, "engine.page_pool_bytes": pool_bytes}, environment={})
-        model = await start_model(model_config, config, running)
-        watch = Watch(model.source)
-        world = await running.enter_async_context(serving(dataclasses.replace(model, source=watch)))
-        server = Whole(world, model, watch)
-        yield server
-        await server.settle()
+    loaded = load_model(make_tiny_llama(tmp_path / "tiny", config={"max_position_embeddings": CONTEXT_LENGTH}))
+    pool_bytes = loaded.page_bytes * (POOL_TOKENS // loaded.spec.page_size_tokens)
+    config = EngineConfig(max_num_seqs=MAX_NUM_SEQS, max_step_tokens=STEP_TOKENS, page_pool_bytes=pool_bytes)
+    gate = Gate()
+    async with Engine(loaded, config, observer=gate) as engine:
+        info = describe(loaded, ModelConfig(name="tiny", path=tmp_path), engine.fingerprint)
+        watch = Watch(engine)
+        model = ServedModel(info, watch, engine.load)
+        async with serving(model) as world:
+            server = Whole(world, model, watch, gate)
+            yield server
+            await server.settle()
 
 
 Disturbance = Callable[[Whole], Awaitable[object]]
@@ -126,45 +155,38 @@ async def bad_requests(server: Whole) -> None:
 
 async def cancel_when_queued_in_the_engine(server: Whole) -> None:
     """Cancel calls that wait in the engine, behind others that fill every slot."""
-    ahead = [server.generate(range(20, 60), max_tokens=100) for _ in range(MAX_NUM_SEQS)]
-    await until(lambda: server.num_requests == 1 + len(ahead))
     prompts = [tuple(range(start, start + 60)) for start in range(60, 64)]
-    behind = [server.generate(prompt, max_tokens=20) for prompt in prompts]
-    await until(lambda: server.model.load().waiting_requests >= 1 + len(behind))
-    for call in behind:
-        call.cancel()
-    ended = server.watch.has_started
-    await until(lambda: all(prompt in ended for prompt in prompts))
-
-    assert not any(ended[prompt] for prompt in prompts)
+    with server.gate.held():
+        ahead = [server.generate(range(20, 60), max_tokens=100) for _ in range(MAX_NUM_SEQS)]
+        await until(lambda: server.watch.num_begun[tuple(range(20, 60))] == MAX_NUM_SEQS)
+        behind = [server.generate(prompt, max_tokens=20) for prompt in prompts]
+        await until(lambda: all(server.watch.num_begun[prompt] for prompt in prompts))
+        server.gate.let(3)
+        await until(lambda: server.model.load().waiting_requests >= len(behind))
+        await cancelled(server, behind, prompts)
     assert [len(tokens_of(await read(call))) for call in ahead] == [100] * len(ahead)
 
 
 async def cancel_in_prefill(server: Whole) -> None:
-    """Cancel long prompts between two of their many steps; one that gets through before the cancel does not count."""
-    most_besides = len(PROMPT) + NEIGHBOUR_TOKENS + 8
-    """Tokens to come of the neighbour, and of a call whose prompt is in."""
+    """Cancel a long prompt between two of its many steps."""
+    prompt = tuple(7 * token % 300 for token in range(400))
+    with server.gate.held():
+        call = server.generate(prompt)
+        await until(lambda: bool(server.watch.num_begun[prompt]))
+        before = server.model.load().used_pages
+        server.gate.let(4)
+        await until(lambda: server.model.load().used_pages >= before + len(prompt) // 16)
+        await cancelled(server, [call], [prompt])
 
-    def is_in_prefill() -> bool:
-        load = server.model.load()
-        return load.waiting_requests == 0 and load.queued_tokens > most_besides
 
-    ended = server.watch.has_started
-    cancelled: list[tuple[int, ...]] = []
-    async with asyncio.timeout(20):
-        for start in itertools.count():
-            prompt = tuple((start + 7 * token) % 300 for token in range(400))
-            await until(lambda: not is_in_prefill())  # the one before is gone
-            call = server.generate(prompt)
-            first = asyncio.create_task(call.read())
-            await until(lambda: is_in_prefill() or first.done())  # noqa: B023 waited for
-            call.cancel()
-            await asyncio.wait([first])
-            await until(lambda: prompt in ended)  # noqa: B023 waited for
-            if not ended[prompt]:
-                cancelled.append(prompt)
-            if len(cancelled) == 3:
-                return
+async def cancelled(
+    server: Whole, calls: Sequence[grpc.aio.UnaryStreamCall], prompts: Sequence[tuple[int, ...]]
+) -> None:
+    """Cancel calls while the engine stands still, and check that nothing had come of them."""
+    for call in calls:
+        call.cancel()
+    await until(lambda: all(prompt in server.watch.has_started for prompt in prompts))
+    assert not any(server.watch.has_started[prompt] for prompt in prompts)
 
 
 async def cancel_in_decode(server: Whole) -> None:
