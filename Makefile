@@ -10,7 +10,7 @@ LOCKED_MODELS := models.lock
 LOCK_FLAGS := -q --no-header --no-annotate --strip-extras --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check fix proto lock clean
+.PHONY: help run test test-slow check fix proto bench-quick lock clean
 
 help: ## Say what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ fix: $(DEV_READY) ## Mend what can be mended without thinking
 
 proto: $(DEV_READY) ## Generate the stubs that are committed beside the protos
 	@$(BIN)/python ops/proto.py
+
+bench-quick: $(RUN_READY) ## What a step costs next to plain loops: a slow commit shows on any machine
+	@$(BIN)/python ops/bench/quick.py
 
 lock: $(DEV_READY) ## Resolve the pinned dependencies anew into the lock files
 	@$(BIN)/pip-compile $(LOCK_FLAGS) -o requirements.lock pyproject.toml
