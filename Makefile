@@ -13,7 +13,7 @@ LOCK_FLAGS := -q --no-header --no-annotate --strip-extras --no-emit-options --no
 .PHONY: help run test test-slow check fix proto bench-quick lock clean
 
 help: ## Say what there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUN_READY) ## Install, serve SmolLM2-135M-Instruct and stream a first answer (ONESHOT=1 stops after it)
 	@$(BIN)/pathfox demo --port $(PORT) --prompt "$(PROMPT)" $(if $(ONESHOT),--oneshot)
