@@ -11,6 +11,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from server.cli import chat, generate, status
+from server.cli.bench import command as bench
 from server.config import Config, Setting, load_config
 from server.errors import ConfigError, Internal, StartupError
 
@@ -62,6 +63,8 @@ def starts_or_says_why(command: Callable[Arguments, None]) -> Callable[Arguments
 
     return run
 
+
+app.command(epilog=bench.EXAMPLES)(starts_or_says_why(bench.bench))
 
 ModelOption = Annotated[
     list[str] | None,
