@@ -82,7 +82,7 @@ async def start_model(model_config: ModelConfig, config: Config, running: contex
     model, assets = await asyncio.to_thread(_load, model_config, config.engine.device)
     engine = await running.enter_async_context(Engine(model, config.engine, observer=observe_step(model_config.name)))
     return ServedModel(
-        info=describe(model, model_config, engine.fingerprint),
+        info=describe(model, model_config, engine),
         source=engine,
         load=engine.load,
         tokenizer=_tokenizer(model_config, assets),
@@ -103,7 +103,7 @@ def check_device(name: str) -> None:
         raise ConfigError(f"engine.device: cannot use {name!r}: {reason}") from None
 
 
-def describe(model: Model, config: ModelConfig, fingerprint: str) -> ModelInfo:
+def describe(model: Model, config: ModelConfig, engine: Engine) -> ModelInfo:
     """Return what a served model says of itself."""
     spec = model.spec
     return ModelInfo(
@@ -112,11 +112,12 @@ def describe(model: Model, config: ModelConfig, fingerprint: str) -> ModelInfo:
         aliases=config.aliases,
         family=spec.family,
         mixer="+".join(model.mixer_kinds),
-        context_length_tokens=spec.context_length_tokens,
+        # A page pool that is smaller than the context is what a request must fit into.
+        context_length_tokens=engine.max_sequence_tokens,
         vocabulary_size=spec.vocabulary_size,
         num_layers=spec.num_layers,
         num_parameters=model.num_parameters,
-        fingerprint=fingerprint,
+        fingerprint=engine.fingerprint,
         is_row_invariant=model.is_row_invariant,
         page_size_tokens=spec.page_size_tokens,
         page_bytes=model.page_bytes,

@@ -91,7 +91,7 @@ class Generations:
         caller: Caller,
         *,
         encode: Encode | None = None,
-        resolve: Resolve = lambda choices, info, tokens: sampling.resolve(choices, info, prompt_tokens=tokens),
+        resolve: Resolve = sampling.resolve,
         received_s: float | None = None,
     ) -> AsyncIterator[Generation]:
         """Run a request for as long as the body reads it; leaving the body ends it and frees what it holds.

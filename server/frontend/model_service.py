@@ -92,7 +92,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             scored,
             caller_of(context),
             encode=encode,
-            resolve=lambda choices, info, tokens: resolve_score(choices, info, prompt_tokens=tokens),
+            resolve=resolve_score,
         ) as generation:
             async for event in generation:
                 if isinstance(event, StartedEvent):

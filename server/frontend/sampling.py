@@ -7,7 +7,7 @@ from server.frontend.requests import DEFAULT_MAX_TOKENS, SamplingChoices
 from server.messages import ModelInfo, SamplingParams
 
 
-def resolve(choices: SamplingChoices, info: ModelInfo, *, prompt_tokens: int) -> SamplingParams:
+def resolve(choices: SamplingChoices, info: ModelInfo, prompt_tokens: int) -> SamplingParams:
     """Fill in what the client left open.
 
     Raises:
@@ -44,7 +44,7 @@ def resolve(choices: SamplingChoices, info: ModelInfo, *, prompt_tokens: int) ->
     )
 
 
-def resolve_score(choices: SamplingChoices, info: ModelInfo, *, prompt_tokens: int) -> SamplingParams:
+def resolve_score(choices: SamplingChoices, info: ModelInfo, prompt_tokens: int) -> SamplingParams:
     """Make the parameters that compute prompt_logprobs and generate nothing.
 
     Raises:

@@ -4,9 +4,10 @@ What was seen is in the `Recording` at every moment, so that a run which is cut 
 """
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -121,7 +122,8 @@ async def drive(
         on_end(call)
 
     try:
-        async with asyncio.timeout(limits.run_s), asyncio.TaskGroup() as running:
+        # When the time is over the recording shows what is missing.
+        async with _quietly_bounded(limits.run_s), asyncio.TaskGroup() as running:
             for request, after_s, stub in zip(requests, due_s, itertools.cycle(stubs), strict=False):
                 due = recording.begun_s + after_s
                 if (early_s := due - clock.now()) > 0:
@@ -130,10 +132,16 @@ async def drive(
                 call = Call(due, clock.now())
                 recording.calls.append(call)
                 running.create_task(run(stub, request, call))
-    except TimeoutError:
-        pass  # the recording shows what is missing
     finally:
         recording.ended_s = clock.now()
+
+
+@contextlib.asynccontextmanager
+async def _quietly_bounded(duration_s: float | None) -> AsyncIterator[None]:
+    """Cancel the body when the time is over, and go on behind it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(duration_s):
+            yield
 
 
 async def _stream(
