@@ -1,7 +1,7 @@
 """A server on 127.0.0.1 that answers every RPC of the contract as a test's script says."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc
@@ -86,3 +86,15 @@ class Script(grpc.GenericRpcHandler):
     def requests(self, name: str) -> list[object]:
         """Return the requests of one method, in order."""
         return [request for path, request in self.seen if path.endswith(f"/{name}")]
+
+
+WAIT_S = 10
+"""For what comes at once, unless it is broken."""
+
+
+def endless(_request: object, context: grpc.ServicerContext) -> Iterator[generation_pb2.GenerateResponse]:
+    """Stream until the client goes."""
+    gone = threading.Event()
+    context.add_callback(gone.set)
+    yield generation_pb2.GenerateResponse(request_id="r", started=generation_pb2.Started(fingerprint="f"))
+    gone.wait(WAIT_S)
