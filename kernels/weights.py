@@ -39,6 +39,8 @@ class EncodedMatrix:
     """K, the inputs."""
     data: Tensor
     """`[N, K]` in the float dtype, or `[N, bytes of a row]` uint8 with the file's blocks."""
+    name: str = ""
+    """What its model calls it: equal names in one model are equal matrices. Empty: it has no name to be kept under."""
 
 
 BLOCK = 32

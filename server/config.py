@@ -109,6 +109,10 @@ class EngineConfig(Section):
     """Where weights and pages live, as torch names it: `cpu`, `cuda`, `cuda:1`."""
     num_threads: int | None = Field(None, ge=1)
     """Threads of the CPU ops. Unset: the cores that this process may use, by affinity and cgroup quota."""
+    use_weight_cache: bool = True
+    """Keep packed weights and digests of model files for the next start, which maps them instead of making them."""
+    weight_cache_folder: Path = Field(default_factory=lambda: platformdirs.user_cache_path("pathfox") / "weights")
+    """Where they are kept, one file per model and about as large. May be deleted at any time."""
 
 
 class TelemetryConfig(Section):

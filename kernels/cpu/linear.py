@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.backend import Backend
 from kernels.checks import require, require_floats
-from kernels.cpu import library
+from kernels.cpu import library, packed
 from kernels.linear.weight import LinearWeight
 from kernels.rms_norm.norm import Norm
 from kernels.weights import EncodedMatrix, Encoding, check
@@ -145,18 +145,10 @@ def rms_norm(x: Tensor, norm: Norm) -> Tensor:
 
 def _pack(matrices: Sequence[EncodedMatrix], *, bias: Tensor | None, is_gated: bool) -> PackedWeight:
     """Pack each matrix and describe them all."""
-    loaded = library.load()
-    blocks = []
+    blocks = [_blocks(matrix) for matrix in matrices]
     parts = (_Part * len(matrices))()
-    for matrix, part in zip(matrices, parts, strict=True):
-        check(matrix)
-        number = ENCODING_NUMBERS[matrix.encoding]
-        packed = torch.empty(
-            loaded.pathfox_packed_bytes(number, matrix.num_rows, matrix.num_columns), dtype=torch.uint8
-        )
-        loaded.pathfox_pack(number, matrix.data.data_ptr(), matrix.num_rows, matrix.num_columns, packed.data_ptr())
-        part.blocks, part.num_rows, part.encoding = packed.data_ptr(), matrix.num_rows, number
-        blocks.append(packed)
+    for matrix, part, each in zip(matrices, parts, blocks, strict=True):
+        part.blocks, part.num_rows, part.encoding = each.data_ptr(), matrix.num_rows, ENCODING_NUMBERS[matrix.encoding]
     num_rows = sum(each.num_rows for each in matrices)
     bias = None if bias is None else bias.contiguous()
     descriptor = _Weight(
@@ -178,6 +170,19 @@ def _pack(matrices: Sequence[EncodedMatrix], *, bias: Tensor | None, is_gated: b
         parts=parts,
         address=ctypes.addressof(descriptor),
     )
+
+
+def _blocks(matrix: EncodedMatrix) -> Tensor:
+    """Pack one matrix, or find it packed."""
+    loaded = library.load()
+    number, shape = ENCODING_NUMBERS[matrix.encoding], (matrix.num_rows, matrix.num_columns)
+
+    def fill(to: Tensor) -> None:
+        check(matrix)
+        loaded.pathfox_pack(number, matrix.data.data_ptr(), *shape, to.data_ptr())
+
+    key = f"{matrix.name}:{matrix.encoding}:{shape[0]}x{shape[1]}" if matrix.name else ""
+    return packed.blocks(key, loaded.pathfox_packed_bytes(number, *shape), fill)
 
 
 def _check_select(select: Tensor, num_rows: int) -> None:

@@ -108,6 +108,9 @@ def serve(
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus endpoint; off unless set.")] = None,
+    no_weight_cache: Annotated[
+        bool, typer.Option("--no-weight-cache", help="Pack the weights anew, and keep nothing for the next start.")
+    ] = False,
 ) -> None:
     """Serve models over gRPC until SIGINT or SIGTERM; prints `serving on HOST:PORT` once ready."""
     del in_process  # one process is what there is
@@ -119,6 +122,7 @@ def serve(
         "server.tls_certificate_file": str(tls_certificate) if tls_certificate else None,
         "server.tls_key_file": str(tls_key) if tls_key else None,
         "engine.num_threads": threads,
+        "engine.use_weight_cache": False if no_weight_cache else None,
         "telemetry.metrics_port": metrics_port,
         "models": [_named_path(each) for each in model] if model else None,
     }

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from kernels.cpu import library
-from server.config import Config, GenerationDefault, ModelConfig
+from server.config import Config, EngineConfig, GenerationDefault, ModelConfig
 from server.engine.engine import Engine
 from server.errors import ConfigError, Internal
 from server.frontend.models import Models, ServedModel
-from server.frontend.server import FrontEnd, check_address
+from server.frontend.server import FrontEnd, check_address, check_files
 from server.messages import ModelInfo
 from server.model.loader import TextAssets, load_model, read_text_assets
 from server.model.loader.bundled import MODEL_NAME, find_bundled_model
@@ -49,6 +49,7 @@ async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asynci
     if config.engine.num_threads is not None:
         library.set_num_threads(config.engine.num_threads)
     check_address(config.server)
+    check_files(config.server)
     check_device(config.engine.device)
     stop = stop or asyncio.Event()
     async with contextlib.AsyncExitStack() as running:
@@ -79,7 +80,7 @@ def models_of(config: Config) -> tuple[ModelConfig, ...]:
 
 async def start_model(model_config: ModelConfig, config: Config, running: contextlib.AsyncExitStack) -> ServedModel:
     """Load one model, start its engine, and register the engine's stop."""
-    model, assets = await asyncio.to_thread(_load, model_config, config.engine.device)
+    model, assets = await asyncio.to_thread(_load, model_config, config.engine)
     engine = await running.enter_async_context(Engine(model, config.engine, observer=observe_step(model_config.name)))
     return ServedModel(
         info=describe(model, model_config, engine),
@@ -126,12 +127,15 @@ def describe(model: Model, config: ModelConfig, engine: Engine) -> ModelInfo:
     )
 
 
-def _load(config: ModelConfig, device: str) -> tuple[Model, TextAssets]:
+def _load(config: ModelConfig, engine: EngineConfig) -> tuple[Model, TextAssets]:
     columns = (TextColumn("loading {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=diagnostics, transient=True) as bar:
+    with Progress(*columns, console=diagnostics, transient=True, disable=not diagnostics.is_terminal) as bar:
         task = bar.add_task(config.name)
         model = load_model(
-            config.path, device=device, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            config.path,
+            device=engine.device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            cache_folder=engine.weight_cache_folder if engine.use_weight_cache else None,
         )
     return model, read_text_assets(config.path)
 

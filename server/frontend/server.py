@@ -290,6 +290,17 @@ def check_exposure(config: ServerConfig) -> None:
         )
 
 
+def check_files(config: ServerConfig) -> None:
+    """Find out before a model is loaded whether the files of TLS and of credentials can be used.
+
+    Raises:
+        StartupError: names the file and what is wrong with it.
+    """
+    read_tls(config)
+    if config.credentials_file is not None:
+        Credentials.from_file(config.credentials_file)
+
+
 def read_tls(config: ServerConfig) -> grpc.ServerCredentials | None:
     """Read the TLS files; None when there is to be no TLS.
 

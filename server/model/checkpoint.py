@@ -129,17 +129,21 @@ class Checkpoint:
         self.layout = layout
         self.facts = facts
         self._weights = weights
+        self._shapes = weights.shapes
+        self._num_weights = sum(map(math.prod, self._shapes.values()))
         self._progress = progress
         self._read: set[str] = set()
+        self.num_parameters = 0
+        """How many weights have been read, each once."""
 
     def has(self, name: str) -> bool:
         """Return whether there is a tensor of that name."""
-        return name in self._weights.shapes
+        return name in self._shapes
 
     def num_rows(self, name: str) -> int:
         """Return the first dimension of a tensor, for facts that a format leaves to its shapes."""
         self._require(name)
-        return self._weights.shapes[name][0]
+        return self._shapes[name][0]
 
     def matrix(self, name: str, num_rows: int, num_columns: int) -> EncodedMatrix:
         """Read a matrix as the file encodes it.
@@ -155,18 +159,13 @@ class Checkpoint:
         self._take(name, (size,))
         return self._weights.vector(name)
 
-    @property
-    def num_parameters(self) -> int:
-        """Return how many weights have been read, each once."""
-        return sum(math.prod(self._weights.shapes[name]) for name in self._read)
-
     def require_all_read(self, ignored: tuple[str, ...] = ()) -> None:
         """Refuse tensors that the family did not ask for: a model is not what it seems to be if some are left over.
 
         Args:
             ignored: Patterns (fnmatch) of names that carry nothing.
         """
-        left = [name for name in self._weights.shapes if name not in self._read]
+        left = [name for name in self._shapes if name not in self._read]
         unknown = sorted(name for name in left if not any(fnmatch(name, pattern) for pattern in ignored))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -178,9 +177,11 @@ class Checkpoint:
 
     def _take(self, name: str, wanted: tuple[int, ...]) -> None:
         self._require(name)
-        seen = self._weights.shapes[name]
+        seen = self._shapes[name]
         if seen != wanted:
             raise ModelLoadError(str(self.path), f"tensor {name}: got shape {seen}, want {wanted}")
-        self._read.add(name)
+        if name not in self._read:
+            self._read.add(name)
+            self.num_parameters += math.prod(seen)
         if self._progress is not None:
-            self._progress(self.num_parameters, sum(map(math.prod, self._weights.shapes.values())))
+            self._progress(self.num_parameters, self._num_weights)

@@ -4,6 +4,7 @@ A mixer names its fields; the engine owns the tensors (`PagePool`) and hands the
 the numbers mean.
 """
 
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -27,8 +28,13 @@ class Field:
         return prod(self.shape) * self.dtype.itemsize
 
     def allocate(self, count: int, device: torch.device) -> Tensor:
-        """Make a zeroed tensor `[count, *shape]`."""
-        return torch.zeros((count, *self.shape), dtype=self.dtype, device=device)
+        """Make a zeroed tensor `[count, *shape]`. On a CPU its memory is taken when it is first written to."""
+        shape, num_bytes = (count, *self.shape), count * self.num_bytes
+        if device.type != "cpu" or not num_bytes:
+            return torch.zeros(shape, dtype=self.dtype, device=device)
+        # `torch.zeros` writes its zeros: half a second and all of the memory for a pool of 1 GiB that may stay empty.
+        untouched = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(untouched, dtype=self.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
 """From files to a model: a GGUF file, or a Hugging Face folder with config.json and *.safetensors."""
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 
 from kernels.checks import ShapeError
+from kernels.cpu.packed import use_store
 from server.errors import ModelLoadError
 from server.model.checkpoint import Checkpoint, Facts, Layout, Progress
 from server.model.families import family_of
@@ -15,41 +18,60 @@ from server.model.loader.digest import digest_of
 from server.model.loader.generation import read_config_generation, read_gguf_generation
 from server.model.loader.gguf import GgufFile
 from server.model.loader.safetensors import SafetensorsFolder, read_json
+from server.model.loader.weight_cache import WeightCache
 from server.model.model import Model
+
+log = structlog.get_logger(__name__)
 
 CONFIG = "config.json"
 
 
-def load_model(path: Path, *, device: str = "cpu", progress: Progress | None = None) -> Model:
+def load_model(
+    path: Path, *, device: str = "cpu", progress: Progress | None = None, cache_folder: Path | None = None
+) -> Model:
     """Load a model from a .gguf file or a Hugging Face folder.
 
     Args:
         path: The file or folder.
         device: A torch device; the weights are packed for its backend.
         progress: Called with (weights read, weights in all), from this thread.
+        cache_folder: Where packed weights are kept for the next start; None = they are packed at every start.
 
     Raises:
         ModelLoadError: It is no model that this server can run; names the file and, in one line, the reason.
     """
+    started = time.monotonic()
     source = _open(path, progress)
-    checkpoint = source.checkpoint
+    cache = None if cache_folder is None else WeightCache(cache_folder, source.files)
     try:
-        family = family_of(checkpoint, source.architecture)
-        spec = family.read_spec(checkpoint)
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            digest = thread.submit(digest_of, source.files)
-            network = family.build(spec, checkpoint, torch.device(device))
-            return Model(
-                spec=spec,
-                network=network,
-                device=torch.device(device),
-                num_parameters=checkpoint.num_parameters,
-                weights_digest=digest.result(),
-                eos_token_ids=source.eos_token_ids,
-                generation_defaults=source.generation_defaults,
-            )
+        model = _build(source, torch.device(device), cache)
     except ShapeError as error:
         raise ModelLoadError(str(path), str(error)) from error
+    if cache is not None:
+        cache.save(model.weights_digest)
+    is_kept = cache is not None and cache.is_complete
+    taken_s = round(time.monotonic() - started, 3)
+    log.info("weights_loaded", path=str(path), origin="weight cache" if is_kept else "model files", duration_s=taken_s)
+    return model
+
+
+def _build(source: "_Source", device: torch.device, cache: WeightCache | None) -> Model:
+    checkpoint = source.checkpoint
+    family = family_of(checkpoint, source.architecture)
+    spec = family.read_spec(checkpoint)
+    kept = None if cache is None else cache.weights_digest
+    with ThreadPoolExecutor(max_workers=1) as thread, use_store(cache):
+        digest = thread.submit(lambda: kept or digest_of(source.files))
+        network = family.build(spec, checkpoint, device)
+        return Model(
+            spec=spec,
+            network=network,
+            device=device,
+            num_parameters=checkpoint.num_parameters,
+            weights_digest=digest.result(),
+            eos_token_ids=source.eos_token_ids,
+            generation_defaults=source.generation_defaults,
+        )
 
 
 @dataclass(frozen=True, slots=True)

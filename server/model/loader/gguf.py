@@ -79,12 +79,11 @@ class GgufFile:
         num_rows, num_columns = info.shape
         data = self._bytes(info)
         if info.kind in FLOATS:
-            return EncodedMatrix(
-                ENCODINGS[info.kind], num_rows, num_columns, data.view(FLOATS[info.kind]).view(info.shape)
-            )
+            data = data.view(FLOATS[info.kind]).view(info.shape)
+            return EncodedMatrix(ENCODINGS[info.kind], num_rows, num_columns, data, name)
         if info.kind in ENCODINGS:
-            return EncodedMatrix(ENCODINGS[info.kind], num_rows, num_columns, data.view(num_rows, -1))
-        return EncodedMatrix(Encoding.BF16, num_rows, num_columns, self._as_bf16(name, info))
+            return EncodedMatrix(ENCODINGS[info.kind], num_rows, num_columns, data.view(num_rows, -1), name)
+        return EncodedMatrix(Encoding.BF16, num_rows, num_columns, self._as_bf16(name, info), name)
 
     def vector(self, name: str) -> Tensor:
         """See `WeightFile`."""

@@ -81,7 +81,7 @@ class SafetensorsFolder:
     def matrix(self, name: str) -> EncodedMatrix:
         """See `WeightFile`."""
         data = self._read(name)
-        return EncodedMatrix(ENCODINGS[data.dtype], data.shape[0], data.shape[1], data)
+        return EncodedMatrix(ENCODINGS[data.dtype], data.shape[0], data.shape[1], data, name)
 
     def vector(self, name: str) -> Tensor:
         """See `WeightFile`."""
