@@ -103,6 +103,9 @@ class EngineConfig(Section):
     target_step_s: float | None = Field(0.1, ge=0)
     """What a step with running streams may take: long prompts are read in as many rows a step as fit, at least 16. Ten
     tokens a second still read as a flow, and shorter steps would read prompts more slowly. 0 = only rows count."""
+    max_delivery_delay_s: float = Field(1 / 30, ge=0)
+    """What a token of several steady streams waits at most, so that a frame carries more of them: at 30 frames a second
+    text still flows. Less with fewer streams, never for one alone, a first token or an end. 0 = every step delivers."""
     page_pool_bytes: int = Field(1024 * 1024 * 1024, ge=1)
     """Positional memory; 1 GiB holds 46,000 tokens of a 135M model and fits any laptop."""
     device: str = "cpu"

@@ -1,8 +1,8 @@
 """The engine as a token source: a compute thread that steps, and an asyncio face that hands out its events.
 
 The event loop never waits for a kernel and the thread never waits for a reader. Commands (submit, cancel, stop) go to
-the thread through an inbox, which also wakes it; a step's events come back in one `call_soon_threadsafe`. One engine
-serves one event loop: the one that `start` was called on.
+the thread through an inbox, which also wakes it; a step's events come back in one `call_soon_threadsafe`, or with the
+next step's (`delivery.py`). One engine serves one event loop: the one that `start` was called on.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import structlog
 from server.config import EngineConfig
 from server.engine.chain import TokenArray
 from server.engine.core import ClosedPage, Core, CoreSizes, LogitsObserver
+from server.engine.delivery import Delivery
 from server.engine.events import Emission, EventStream
 from server.engine.intake import check_request
 from server.engine.report import StepReport
@@ -101,6 +102,7 @@ class Engine:
             logits_observer=logits_observer,
         )
         self._load = self._core.load()
+        self._delivery = Delivery(config.max_delivery_delay_s)
         self._inbox: SimpleQueue[_Command] = SimpleQueue()
         self._thread = threading.Thread(target=self._compute, name="pathfox-engine")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -176,23 +178,24 @@ class Engine:
         """Step while there is work, sleep while there is none. The thread's life, which never ends unnoticed."""
         try:
             while self._obey():
-                self._step()
-                self._publish()
+                self._publish(self._step())
             self._core.fail_all(SourceLost("the engine was stopped"))
             self._publish()
         except BaseException:
             self._load = Load()
+            self._call_on_loop(self._deliver, self._core.emissions, [])
             self._call_on_loop(self._fail)
             log.exception("engine_failed")
 
-    def _step(self) -> None:
+    def _step(self) -> StepReport | None:
         try:
             report = self._core.step()
         except Exception:
             log.exception("engine_recovered")
             self._core.recover(Internal("the engine made a mistake and ended its requests"))
-        else:
-            self._observe(report)
+            return None
+        self._observe(report)
+        return report
 
     def _obey(self) -> bool:
         """Carry out what is in the inbox, waiting for it if there is nothing to compute; return whether to go on."""
@@ -208,8 +211,7 @@ class Engine:
                     self._core.cancel(serial)
                 case _Stop():
                     return False
-            if not self._core.scheduler.has_work:
-                self._publish()
+            self._publish()
 
     def _observe(self, report: StepReport) -> None:
         if self._observer is None:
@@ -219,12 +221,21 @@ class Engine:
         except Exception:
             log.exception("step_observer_failed")
 
-    def _publish(self) -> None:
-        """Hand the step's events, closed pages and load to the event loop, in one call."""
-        emissions, self._core.emissions = self._core.emissions, []
-        closed, self._core.closed = self._core.closed, []
-        self._load = self._core.load()
+    def _publish(self, report: StepReport | None = None) -> None:
+        """Hand events, closed pages and load to the event loop, in one call; after a step, its tokens may wait."""
+        core = self._core
+        self._load = core.load()
+        closed, core.closed = core.closed, []
         pages = [] if self._page_source is None else self._read_pages(closed)
+        if (
+            report is not None
+            and core.scheduler.has_work
+            and not pages
+            and self._delivery.may_wait(core.emissions, report, self._clock())
+        ):
+            return
+        self._delivery.delivered()
+        emissions, core.emissions = core.emissions, []
         if emissions or pages:
             self._call_on_loop(self._deliver, emissions, pages)
 
