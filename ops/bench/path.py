@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import random
 import resource
-import signal
 import statistics
 import sys
 import time
@@ -27,9 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ops.bench.streams import name_of, start_server
+from ops.bench.served import greedy, serving
 
-from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc
 from server.config import EngineConfig
 from server.engine.core import Core, CoreSizes
@@ -107,8 +105,7 @@ async def read_streams(address: str, streams: int, seed: int, new_tokens: int) -
 
     async def read(stub: "generation_pb2_grpc.GenerationServiceAsyncStub", stream: int, prompt: list[int]) -> None:
         nonlocal frames
-        params = pb.SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        async for frame in stub.Generate(pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), sampling_params=params)):
+        async for frame in stub.Generate(greedy(prompt, new_tokens)):
             if frame.HasField("delta"):
                 frames += 1
                 window.note(stream, frame.sequence, time.perf_counter())
@@ -142,19 +139,15 @@ def main() -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     client = multiprocessing.get_context("spawn").Process(target=be_client, args=(there,), daemon=True)
     client.start()
-    process, address = start_server(options.threads)
     core = load_core()
     rows: dict[int, list[tuple[float, float, float, float]]] = {streams: [] for streams in options.streams}
-    try:
+    with serving("--threads", str(options.threads)) as (_, address):
         for seed in range(options.rounds + 1):
             for streams, taken in rows.items():
                 alone = step_core(core, streams, seed, options.new_tokens)
                 here.send((address, streams, seed, options.new_tokens))
                 taken.append((alone, *here.recv()))
-    finally:
-        here.send(None)
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+    here.send(None)
     report({streams: taken[1:] for streams, taken in rows.items()})  # the first round warms up
 
 
@@ -176,10 +169,10 @@ def report(rows: dict[int, list[tuple[float, float, float, float]]]) -> None:
         ratios = [each[1] / each[0] for each in taken]
         ratio = statistics.median(ratios)
         print(
-            f"{name_of(streams):12}{alone:>14.0f}{through:>14.0f}{ratio:>8.3f}   "
+            f"{f'{streams} streams':12}{alone:>14.0f}{through:>14.0f}{ratio:>8.3f}   "
             f"({' '.join(f'{each:.2f}' for each in ratios)})   {client_us:.0f}, {per_frame:.2f}"
         )
-        result[name_of(streams)] = {"engine": alone, "grpc": through, "ratio": ratio}
+        result[streams] = {"engine": alone, "grpc": through, "ratio": ratio}
     print(json.dumps(result))
 
 
