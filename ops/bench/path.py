@@ -27,7 +27,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ops.bench.served import greedy, serving
-
 from pathfox.v1 import generation_pb2_grpc
 from server.config import EngineConfig
 from server.engine.core import Core, CoreSizes
