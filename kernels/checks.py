@@ -1,5 +1,7 @@
 """Checks of what an op is given: they raise `ShapeError` with both values. Nothing is checked inside kernels."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, dtype
 
@@ -17,16 +19,21 @@ def require(
 ) -> None:
     """Raise `ShapeError` naming `what`, the value seen and the value wanted, unless the condition holds."""
     if not condition:
-        tail = f" {limit}" if limit != "" else ""
-        raise ShapeError(f"{what}: got {seen}, want {wanted}{tail}")
+        refuse(what, seen, wanted, limit)
+
+
+def refuse(what: str, seen: object, wanted: object, limit: object = "") -> NoReturn:
+    """Raise `ShapeError` naming `what`, the value seen and the value wanted."""
+    tail = f" {limit}" if limit != "" else ""
+    raise ShapeError(f"{what}: got {seen}, want {wanted}{tail}")
 
 
 def require_floats(name: str, tensor: Tensor) -> None:
     """Check for contiguous float32, of any shape, without the cost of a message."""
     if tensor.dtype is not torch.float32:
-        require(condition=False, what=f"{name}.dtype", seen=tensor.dtype, wanted=torch.float32)
+        refuse(f"{name}.dtype", tensor.dtype, torch.float32)
     if not tensor.is_contiguous():
-        require(condition=False, what=f"{name} in memory", seen="gaps or another order", wanted="contiguous")
+        refuse(f"{name} in memory", "gaps or another order", "contiguous")
 
 
 def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], dtypes: tuple[dtype, ...]) -> None:

@@ -5,13 +5,13 @@ Shapes: R rows, H query heads, G key/value heads, D head dim, P pool pages, B to
 
 import ctypes
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from kernels.checks import require, require_floats
-from kernels.cpu import library
+from kernels.checks import refuse, require_floats
+from kernels.cpu import tape
 from kernels.placement import RowPlacement
 from kernels.rope.table import RopeTable
 
@@ -48,7 +48,7 @@ def rotate_and_store(
     num_rows, num_columns = qkv.shape
     num_heads = num_columns // head_dim - 2 * num_groups
     num_positions, width = table.cos.shape
-    query = torch.empty((num_rows, num_heads, head_dim))
+    query = tape.empty((num_rows, num_heads, head_dim))
     described = _describe(rows)
     call = pack_rotate_and_store(
         described.address,
@@ -67,11 +67,13 @@ def rotate_and_store(
         table.is_interleaved,
         query.data_ptr(),
     )
-    bad = library.load().pathfox_rotate_and_store(call)
-    if bad >= 0:
+
+    def complain(bad: int) -> NoReturn:
         place = (bad, int(rows.positions[bad]), int(rows.sequences[bad]))
         limits = f"position below {num_positions} and the page table's end, a page of the pool below {num_pages}"
-        require(condition=False, what="(row, position, sequence)", seen=place, wanted=limits)
+        refuse("(row, position, sequence)", place, limits)
+
+    tape.invoke("pathfox_rotate_and_store", call, complain, keep=described)
     return query
 
 
@@ -83,7 +85,7 @@ def paged_attention(
     _check_pages(key_pages, value_pages, head_dim, page_size)
     require_floats("query", query)
     num_rows, num_heads, _ = query.shape
-    out = torch.empty((num_rows, num_heads * head_dim))
+    out = tape.empty((num_rows, num_heads * head_dim))
     described = _describe(rows)
     call = pack_paged_attention(
         described.address,
@@ -98,7 +100,7 @@ def paged_attention(
         scale,
         out.data_ptr(),
     )
-    library.load().pathfox_paged_attention(call)
+    tape.invoke("pathfox_paged_attention", call, keep=described)
     return out
 
 
@@ -128,11 +130,9 @@ def _describe(rows: RowPlacement) -> _Described:
 def _check_pages(key_pages: Tensor, value_pages: Tensor, head_dim: int, page_size: int) -> None:
     """Check that there is a kernel for these pages."""
     if head_dim % HEAD_DIM_UNIT or head_dim > MAX_HEAD_DIM:
-        limit = f"{HEAD_DIM_UNIT}, at most {MAX_HEAD_DIM}"
-        require(condition=False, what="head dim on a CPU", seen=head_dim, wanted="multiple of", limit=limit)
+        refuse("head dim on a CPU", head_dim, "multiple of", f"{HEAD_DIM_UNIT}, at most {MAX_HEAD_DIM}")
     if page_size % PAGE_SIZE_UNIT:
-        require(condition=False, what="page size on a CPU", seen=page_size, wanted="multiple of", limit=PAGE_SIZE_UNIT)
+        refuse("page size on a CPU", page_size, "multiple of", PAGE_SIZE_UNIT)
     for name, pages in (("key_pages", key_pages), ("value_pages", value_pages)):
         if pages.dtype is not torch.float16 or not pages.is_contiguous():
-            seen = f"{pages.dtype}, contiguous: {pages.is_contiguous()}"
-            require(condition=False, what=name, seen=seen, wanted="contiguous float16")
+            refuse(name, f"{pages.dtype}, contiguous: {pages.is_contiguous()}", "contiguous float16")

@@ -21,12 +21,14 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "pathfox_num_threads": (ctypes.c_int32, []),
     "pathfox_packed_bytes": (INT64, [INT64, INT64, INT64]),
     "pathfox_pack": (None, [INT64, POINTER, INT64, INT64, POINTER]),
-    "pathfox_embed": (INT64, [POINTER, POINTER, INT64, POINTER]),
+    "pathfox_embed_rows": (INT64, [STRUCT]),
+    "pathfox_check_indices": (INT64, [STRUCT]),
     "pathfox_rms_norm": (None, [POINTER, INT64, INT64, POINTER, ctypes.c_float, POINTER]),
     "pathfox_linear": (None, [STRUCT]),
     "pathfox_gated_linear": (None, [STRUCT]),
     "pathfox_rotate_and_store": (INT64, [STRUCT]),
     "pathfox_paged_attention": (None, [STRUCT]),
+    "pathfox_replay": (INT64, [POINTER]),
 }
 """Result and argument types of the functions in `src`.
 

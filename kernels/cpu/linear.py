@@ -7,14 +7,14 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 
 from kernels.backend import Backend
-from kernels.checks import require, require_floats
-from kernels.cpu import library, packed
+from kernels.checks import refuse, require, require_floats
+from kernels.cpu import library, packed, tape
 from kernels.linear.weight import LinearWeight
 from kernels.rms_norm.norm import Norm
 from kernels.weights import EncodedMatrix, Encoding, check
@@ -24,6 +24,10 @@ ENCODING_NUMBERS = {encoding: number for number, encoding in enumerate(Encoding)
 
 pack_call = struct.Struct("PPqPPdPP").pack
 """Packs `LinearCall` of `src/linear.cpp`."""
+pack_embed = struct.Struct("PPqP").pack
+"""Packs `EmbedCall` of `src/tape.cpp`."""
+pack_indices = struct.Struct("Pqq").pack
+"""Packs `IndicesCall` of `src/tape.cpp`."""
 
 
 class _Part(ctypes.Structure):
@@ -86,7 +90,7 @@ def linear(
         _check_select(select, x.size(0))
     if residual is not None:
         require_floats("residual", residual)
-    out = torch.empty((num_rows, weight.num_rows))
+    out = tape.empty((num_rows, weight.num_rows))
     call = pack_call(
         weight.address,
         x.data_ptr(),
@@ -97,7 +101,7 @@ def linear(
         0 if residual is None else residual.data_ptr(),
         out.data_ptr(),
     )
-    library.load().pathfox_linear(call)
+    tape.invoke("pathfox_linear", call)
     return out
 
 
@@ -106,7 +110,7 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
     assert isinstance(weight, PackedWeight)
     require_floats("x", x)
     num_rows = x.size(0)
-    out = torch.empty((num_rows, weight.num_rows // 2))
+    out = tape.empty((num_rows, weight.num_rows // 2))
     call = pack_call(
         weight.address,
         x.data_ptr(),
@@ -117,7 +121,7 @@ def gated_linear(x: Tensor, weight: LinearWeight, *, norm: Norm | None = None) -
         0,
         out.data_ptr(),
     )
-    library.load().pathfox_gated_linear(call)
+    tape.invoke("pathfox_gated_linear", call)
     return out
 
 
@@ -126,10 +130,13 @@ def embed(token_ids: Tensor, weight: LinearWeight) -> Tensor:
     assert isinstance(weight, PackedWeight)
     require(token_ids.is_contiguous(), "token_ids in memory", "gaps", "contiguous")
     num_rows = token_ids.size(0)
-    out = torch.empty((num_rows, weight.num_columns))
-    bad = library.load().pathfox_embed(weight.address, token_ids.data_ptr(), num_rows, out.data_ptr())
-    if bad >= 0:
-        require(condition=False, what="token id", seen=int(token_ids[bad]), wanted="0 ..", limit=weight.num_rows - 1)
+    out = tape.empty((num_rows, weight.num_columns))
+
+    def complain(bad: int) -> NoReturn:
+        refuse("token id", int(token_ids[bad]), "0 ..", weight.num_rows - 1)
+
+    call = pack_embed(weight.address, token_ids.data_ptr(), num_rows, out.data_ptr())
+    tape.invoke("pathfox_embed_rows", call, complain)
     return out
 
 
@@ -188,6 +195,8 @@ def _blocks(matrix: EncodedMatrix) -> Tensor:
 def _check_select(select: Tensor, num_rows: int) -> None:
     """Check that selected rows exist: C++ does not look."""
     require(select.dim() == 1 and select.is_contiguous(), "select", tuple(select.shape), "contiguous [L]")
-    if select.size(0):
-        low, high = (int(end) for end in select.aminmax())
-        require(low >= 0 and high < num_rows, "selected rows", (low, high), "0 ..", num_rows - 1)
+
+    def complain(bad: int) -> NoReturn:
+        refuse("selected rows", int(select[bad]), "0 ..", num_rows - 1)
+
+    tape.invoke("pathfox_check_indices", pack_indices(select.data_ptr(), select.size(0), num_rows), complain)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.placement import RowPlacement
 from server.engine.pages import PageTable
 from server.engine.plan import Plan
+from server.engine.repeats import Columns, Repeats
 from server.model.memory import Field, LayerMemory, allocate
 from server.model.mixers import ClosingPages
 from server.model.rows import Rows
@@ -96,28 +96,24 @@ class Runner:
             )
             for pages, tails in zip(model.page_fields, model.tail_fields, strict=True)
         )
+        self.repeats = Repeats(self._compute, table.tensor())
 
     def run(self, plan: Plan) -> Tensor:
-        """Compute the plan's rows; return logits `[L, V]`: of its samples, then of its scored rows."""
-        return self._model.forward(self.rows(plan), self.memory)
+        """Compute the plan's rows; return logits `[L, V]`: of its samples, then of its scored rows.
+
+        The logits are good until the next run.
+        """
+        step = self.repeats.find(plan.num_rows, _num_logit_rows(plan))
+        if step is None:
+            return self._compute(self.rows(plan))
+        _fill(step.columns, plan)
+        return self.repeats.run(step)
 
     def rows(self, plan: Plan) -> Rows:
-        """Lay the plan's rows out: decode rows first, gathered together; each chunk of a prompt as one slice."""
-        token_ids, positions, slots = (np.empty(plan.num_rows, dtype=np.int32) for _ in range(3))
-        row = plan.num_decode_rows
-        decoding = [chunk.sequence for chunk in islice(plan.chunks, row)]
-        token_ids[:row] = [each.token_ids[each.num_computed] for each in decoding]
-        positions[:row] = [each.num_computed for each in decoding]
-        slots[:row] = [each.slot for each in decoding]
-        for sequence, count in islice(plan.chunks, row, None):
-            start = sequence.num_computed
-            token_ids[row : row + count] = sequence.token_ids[start : start + count]
-            positions[row : row + count] = np.arange(start, start + count, dtype=np.int32)
-            slots[row : row + count] = sequence.slot
-            row += count
-        scored = (range(span.first_row, span.first_row + span.num_rows) for span in plan.spans)
-        placement = RowPlacement(self._tensor(positions), self._tensor(slots), self._table.tensor())
-        return Rows(self._tensor(token_ids), placement, self._indices(chain(plan.sample_rows, *scored)))
+        """Lay the plan's rows out in memory of their own."""
+        columns = Columns.empty(plan.num_rows, _num_logit_rows(plan))
+        _fill(columns, plan)
+        return columns.rows(self._table.tensor())
 
     def close(self, closing: Many[tuple[int, int]]) -> None:
         """Close pages of the last run, given as (slot, page id)."""
@@ -135,8 +131,29 @@ class Runner:
             field[page_id].contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes() for field in fields
         )
 
-    def _indices(self, values: Iterable[int]) -> Tensor:
-        return self._tensor(np.fromiter(values, dtype=np.int32))
+    def _compute(self, rows: Rows) -> Tensor:
+        return self._model.forward(rows, self.memory)
 
-    def _tensor(self, array: np.ndarray[tuple[int], np.dtype[np.int32]]) -> Tensor:
-        return torch.from_numpy(array).to(self._model.device)
+    def _indices(self, values: Iterable[int]) -> Tensor:
+        return torch.from_numpy(np.fromiter(values, dtype=np.int32)).to(self._model.device)
+
+
+def _num_logit_rows(plan: Plan) -> int:
+    return len(plan.sample_rows) + sum(span.num_rows for span in plan.spans)
+
+
+def _fill(columns: Columns, plan: Plan) -> None:
+    """Lay the plan's rows out: decode rows first, gathered together; each chunk of a prompt as one slice."""
+    token_ids, positions, slots, logit_rows = columns
+    row = plan.num_decode_rows
+    decoding = [chunk.sequence for chunk in islice(plan.chunks, row)]
+    token_ids[:row] = [each.token_ids[each.num_computed] for each in decoding]
+    positions[:row] = [each.num_computed for each in decoding]
+    slots[:row] = [each.slot for each in decoding]
+    for sequence, count in islice(plan.chunks, row, None):
+        start = sequence.num_computed
+        token_ids[row : row + count] = sequence.token_ids[start : start + count]
+        positions[row : row + count] = np.arange(start, start + count, dtype=np.int32)
+        slots[row : row + count] = sequence.slot
+        row += count
+    logit_rows[:] = list(chain(plan.sample_rows, *(range(s.first_row, s.first_row + s.num_rows) for s in plan.spans)))

@@ -74,6 +74,7 @@ class Coverage:
     num_cached_tokens: int = 0
     num_continued: int = 0
     num_cancelled: int = 0
+    num_replayed: int = 0
 
 
 class Law:
@@ -147,6 +148,7 @@ class Law:
         self.coverage.num_preemptions += stepping.core.scheduler.num_preemptions
         self.coverage.num_cached_tokens += stepping.core.scheduler.num_cached_tokens
         self.coverage.num_cancelled += len(cancelled)
+        self.coverage.num_replayed += stepping.core.runner.repeats.num_replayed
 
     def _step(self, stepping: Stepping, budgets: Iterator[int], count: int) -> None:
         for _ in range(count):
@@ -225,8 +227,10 @@ def test_no_bit_differs_on_a_tiny_model(weights: str, tmp_path: Path) -> None:
     assert law.coverage.num_cases >= NUM_TINY_CASES // 2
     assert law.coverage.num_preemptions > 50
     assert law.coverage.num_cached_tokens > 1000
+    assert law.coverage.num_replayed > 100
     assert law.coverage.num_continued > 50
     assert law.coverage.num_cancelled > 20
+    assert law.coverage.num_replayed > 1000
 
 
 @pytest.mark.timeout(300)
@@ -241,3 +245,4 @@ def test_no_bit_differs_on_a_real_model() -> None:
     log.info("%s", law.coverage)
     assert law.coverage.num_cases >= NUM_REAL_CASES
     assert law.coverage.num_cached_tokens > 1000
+    assert law.coverage.num_replayed > 100

@@ -340,7 +340,7 @@ async def test_a_page_that_cannot_be_read_is_not_offered(monkeypatch: pytest.Mon
 
     assert isinstance(broken[-1], Finished)
     assert isinstance(whole[-1], Finished)
-    assert {entry["event"] for entry in logs} == {"page_offer_dropped"}
+    assert "page_offer_dropped" in {entry["event"] for entry in logs}
     assert len(shelf.pages) == 1
 
 
