@@ -140,6 +140,12 @@ PREFILL_ROWS = Counter(
 DECODE_ROWS = Counter(
     "pathfox_step_decode_rows_total", "Rows of growing outputs that steps have computed.", ["model"], registry=REGISTRY
 )
+DRAFT_TOKENS = Counter(
+    "pathfox_spec_decode_num_draft_tokens_total", "Tokens that were guessed and computed.", ["model"], registry=REGISTRY
+)
+ACCEPTED_TOKENS = Counter(
+    "pathfox_spec_decode_num_accepted_tokens_total", "Guessed tokens that came.", ["model"], registry=REGISTRY
+)
 
 RPC_FINISHED = "rpc_finished"
 RPC_CRASHED = "rpc_crashed"
@@ -212,6 +218,16 @@ class StepFacts(Protocol):
         ...
 
     @property
+    def num_drafted_tokens(self) -> int:
+        """Return how many rows were of guessed tokens."""
+        ...
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Return how many of these came."""
+        ...
+
+    @property
     def is_failed(self) -> bool:
         """Return whether computing it all at once raised."""
         ...
@@ -221,6 +237,7 @@ def observe_step(model: str) -> Callable[[StepFacts], None]:
     """Return what counts the steps of a model's engine: a few microseconds a step, on the engine's thread."""
     duration, rows = STEP_DURATION.labels(model), STEP_ROWS.labels(model)
     failed, prefill, decode = STEPS_FAILED.labels(model), PREFILL_ROWS.labels(model), DECODE_ROWS.labels(model)
+    drafted, accepted = DRAFT_TOKENS.labels(model), ACCEPTED_TOKENS.labels(model)
 
     def observe(step: StepFacts) -> None:
         duration.observe(step.duration_s)
@@ -229,6 +246,9 @@ def observe_step(model: str) -> Callable[[StepFacts], None]:
             prefill.inc(step.num_prefill_tokens)
         if step.num_decode_tokens:
             decode.inc(step.num_decode_tokens)
+        if step.num_drafted_tokens:
+            drafted.inc(step.num_drafted_tokens)
+            accepted.inc(step.num_accepted_tokens)
         if step.is_failed:
             failed.inc()
 

@@ -111,6 +111,9 @@ def serve(
     no_weight_cache: Annotated[
         bool, typer.Option("--no-weight-cache", help="Pack the weights anew, and keep nothing for the next start.")
     ] = False,
+    speculation: Annotated[
+        bool | None, typer.Option(help="Guess repeating tokens, check several in one step; same answers. Default off.")
+    ] = None,
 ) -> None:
     """Serve models over gRPC until SIGINT or SIGTERM; prints `serving on HOST:PORT` once ready."""
     del in_process  # one process is what there is
@@ -123,6 +126,7 @@ def serve(
         "server.tls_key_file": str(tls_key) if tls_key else None,
         "engine.num_threads": threads,
         "engine.use_weight_cache": False if no_weight_cache else None,
+        "engine.speculation": speculation,
         "telemetry.metrics_port": metrics_port,
         "models": [_named_path(each) for each in model] if model else None,
     }

@@ -14,19 +14,20 @@ from torch import Tensor
 from server.engine.chain import ChainIds, TokenArray
 from server.engine.events import Emission, EmittedToken
 from server.engine.pages import PagePool, PageTable
-from server.engine.plan import Outcome, Plan
+from server.engine.plan import Outcome, Plan, Sample
 from server.engine.report import Rate, StepReport
-from server.engine.runner import Runner, StepModel
+from server.engine.runner import Runner, StepModel, can_roll_back
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import NO_SLOT, Sequence, Submission
+from server.engine.speculation import Speculation
 from server.errors import DeadlineExceeded, Internal, PathfoxError
 from server.messages import Finished, FinishReason, GenerateRequest, Load, Page, Started
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-LogitsObserver = Callable[[Many[Sequence], Tensor], None]
-"""Given the sequences whose next token is chosen and their logits, one row each: for tests of the prefix law."""
+LogitsObserver = Callable[[Many[Sample], Tensor], None]
+"""Given the tokens that are chosen and their logits, one row each: for tests of the prefix law."""
 
 CHECKSUM_BYTES = 16
 
@@ -53,6 +54,7 @@ class Core:
         sizes: slots, rows a step, pages.
         fingerprint: the model's compute class.
         clock: seconds, the clock of deadlines and of what steps take.
+        speculation: chooses drafts, if the model can take rows back; None = there are none.
         logits_observer: sees the logits of every sampled row.
     """
 
@@ -63,14 +65,16 @@ class Core:
         *,
         fingerprint: str,
         clock: Callable[[], float],
+        speculation: Speculation | None = None,
         logits_observer: LogitsObserver | None = None,
     ) -> None:
         page_size = model.spec.page_size_tokens
         max_tokens = min(model.spec.context_length_tokens, sizes.num_pages * page_size)
         table = PageTable(sizes.max_num_seqs, -(-max_tokens // page_size), model.device)
         self._limits = Limits(sizes.max_num_seqs, sizes.max_step_tokens, max_tokens, sizes.target_step_s)
+        self._speculation = speculation if can_roll_back(model) else None
         self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
-            PagePool(sizes.num_pages), table, ChainIds(fingerprint, page_size), self._limits, clock
+            PagePool(sizes.num_pages), table, ChainIds(fingerprint, page_size), self._limits, clock, self._speculation
         )
         self.scheduler = self._new_scheduler()
         self.runner = Runner(model, table, num_pages=sizes.num_pages, max_num_seqs=sizes.max_num_seqs)
@@ -189,10 +193,14 @@ class Core:
         num_cached_tokens: int,
         is_failed: bool,
     ) -> StepReport:
-        num_decode = plan.num_decode_rows
+        num_drafted = plan.num_drafted_tokens
+        num_accepted = len(plan.samples) - len(plan.chunks) if num_drafted and not is_failed else 0
+        num_decode = plan.num_rows if num_drafted else plan.num_decode_rows
         num_prefill = plan.num_rows - num_decode
         if num_decode:
-            self._decode_rate.add(num_decode, duration_s)
+            self._decode_rate.add(num_decode - num_drafted + num_accepted, duration_s)
+            if self._speculation is not None and not num_prefill and not is_failed:
+                self._speculation.costs.note(len(plan.chunks), num_decode, duration_s)
         if num_prefill:
             self._prefill_rate.add(num_prefill, duration_s)
             if not is_failed:  # else its rows were computed twice
@@ -203,6 +211,8 @@ class Core:
             num_rows=plan.num_rows,
             num_prefill_tokens=num_prefill,
             num_decode_tokens=num_decode,
+            num_drafted_tokens=num_drafted,
+            num_accepted_tokens=num_accepted,
             num_cached_tokens=num_cached_tokens,
             num_preemptions=num_preemptions,
             num_running=len(self.scheduler.running),
@@ -217,9 +227,11 @@ class Core:
         if not plan.chunks:
             return Outcome([], [], [])
         logits = self.runner.run(plan)
+        outcome = self.sampler.run(plan, logits)
+        kept = plan.settle(outcome)
         if self._logits_observer is not None:
-            self._logits_observer(plan.samples, logits[: len(plan.samples)])
-        return self.sampler.run(plan, logits)
+            self._logits_observer(plan.samples, logits[kept])
+        return outcome
 
     def _try_to_execute(self, plan: Plan) -> Outcome | None:
         try:
@@ -271,7 +283,7 @@ class Core:
     def _accept(self, plan: Plan, outcome: Outcome) -> None:
         """Append the chosen tokens, and finish what they end."""
         now_s = self._clock()
-        for sequence, token_id, logprob in zip(plan.samples, outcome.token_ids, outcome.logprobs, strict=True):
+        for (sequence, _), token_id, logprob in zip(plan.samples, outcome.token_ids, outcome.logprobs, strict=True):
             if sequence.slot == NO_SLOT:
                 continue
             if sequence.first_token_s is None:
@@ -283,7 +295,9 @@ class Core:
                 self._finish(sequence, reason)
 
     def _drop_poisoned(self, plan: Plan, outcome: Outcome) -> None:
-        poisoned = {s.submission for s, token_id in zip(plan.samples, outcome.token_ids, strict=True) if token_id < 0}
+        poisoned = {
+            s.sequence.submission for s, token_id in zip(plan.samples, outcome.token_ids, strict=True) if token_id < 0
+        }
         poisoned |= {
             s.sequence.submission for s, scores in zip(plan.spans, outcome.scores, strict=True) if scores is None
         }

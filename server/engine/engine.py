@@ -24,6 +24,7 @@ from server.engine.events import Emission, EventStream
 from server.engine.intake import check_request
 from server.engine.report import StepReport
 from server.engine.runner import StepModel, page_bytes
+from server.engine.speculation import Speculation
 from server.errors import ConfigError, Internal, SourceLost, Unavailable
 from server.messages import Event, GenerateRequest, Load, Page, PageSource
 from server.model.fingerprint import fingerprint as fingerprint_of
@@ -99,6 +100,7 @@ class Engine:
             CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages, config.target_step_s),
             fingerprint=fingerprint,
             clock=clock,
+            speculation=Speculation() if config.speculation else None,
             logits_observer=logits_observer,
         )
         self._load = self._core.load()

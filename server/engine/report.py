@@ -17,6 +17,10 @@ class StepReport:
     num_rows: int
     num_prefill_tokens: int
     num_decode_tokens: int
+    """Rows of growing outputs, those of drafts included."""
+    num_drafted_tokens: int
+    num_accepted_tokens: int
+    """Of the drafted ones, those that came."""
     num_cached_tokens: int
     """Found in the pool at admission."""
     num_preemptions: int

@@ -76,6 +76,11 @@ def page_bytes(model: StepModel) -> int:
     return sum(field.num_bytes for fields in model.page_fields for field in fields)
 
 
+def can_roll_back(model: StepModel) -> bool:
+    """Whether a row may be computed again with another token: not if its sequence has moved a tail on."""
+    return not any(model.tail_fields)
+
+
 class Runner:
     """Turns plans into rows and rows into logits.
 

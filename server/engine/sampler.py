@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.sample import MIN_TEMPERATURE, RaggedTokens, SampledRows, SamplingRows, sample, score
 from server.engine.chain import TokenArray
-from server.engine.plan import Outcome, Plan
+from server.engine.plan import Outcome, Plan, Sample
 from server.engine.sequence import Sequence
 from server.messages import SamplingParams, TokenLogprob
 
@@ -76,13 +76,13 @@ class Sampler:
             outcome.scores = self._score(plan, logits[num_samples:])
         return outcome
 
-    def rows(self, sequences: list[Sequence]) -> SamplingRows:
-        """Gather the sampling parameters of sequences, one row each."""
-        slots = np.array([each.slot for each in sequences], dtype=np.intp)
-        positions = np.array([each.num_tokens for each in sequences], dtype=np.int64)
+    def rows(self, samples: list[Sample]) -> SamplingRows:
+        """Gather the sampling parameters of samples, one row each."""
+        slots = np.array([sequence.slot for sequence, _ in samples], dtype=np.intp)
+        positions = np.array([position for _, position in samples], dtype=np.int64)
         floats = {name: column[slots] for name, column in self._floats.items()}
         logprobs = self._logprobs[slots]
-        bias, bias_values, prompt, output = self._extras(sequences, slots)
+        bias, bias_values, prompt, output = self._extras(samples, slots)
         return SamplingRows(
             **{name: torch.from_numpy(column) for name, column in floats.items()},
             top_k=torch.from_numpy(self._top_k[slots]),
@@ -109,24 +109,22 @@ class Sampler:
         )
 
     def _extras(
-        self, sequences: list[Sequence], slots: NDArray[np.intp]
+        self, samples: list[Sample], slots: NDArray[np.intp]
     ) -> tuple[RaggedTokens, Tensor, RaggedTokens, RaggedTokens]:
         if not self._has_extras[slots].any():
             none = _no_tokens(slots.size)
             return none, torch.zeros(0), none, none
-        sampling = [each.submission.request.sampling for each in sequences]
+        sampling = [sequence.submission.request.sampling for sequence, _ in samples]
         values = [value for each in sampling for value in each.logit_bias.values()]
         is_penalised = [_is_penalised(each) for each in sampling]
         return (
             RaggedTokens.of(tuple(each.logit_bias) for each in sampling),
             torch.tensor(values, dtype=torch.float32),
             RaggedTokens.of(
-                each.submission.prompt if params.repetition_penalty != 1.0 else _NO_TOKENS
-                for each, params in zip(sequences, sampling, strict=True)
+                each.sequence.submission.prompt if params.repetition_penalty != 1.0 else _NO_TOKENS
+                for each, params in zip(samples, sampling, strict=True)
             ),
-            RaggedTokens.of(
-                each.output if so else _NO_TOKENS for each, so in zip(sequences, is_penalised, strict=True)
-            ),
+            RaggedTokens.of(each.output if so else _NO_TOKENS for each, so in zip(samples, is_penalised, strict=True)),
         )
 
     def _score(self, plan: Plan, logits: Tensor) -> list[list[TokenLogprob] | None]:

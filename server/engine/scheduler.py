@@ -21,6 +21,7 @@ from server.engine.pace import Pace
 from server.engine.pages import PagePool, PageTable
 from server.engine.plan import Plan
 from server.engine.sequence import NO_SLOT, Seniority, Sequence, Submission
+from server.engine.speculation import Speculation
 from server.engine.waiting import WaitingQueue
 from server.messages import Load
 
@@ -54,10 +55,17 @@ class Scheduler:
         chain: makes the addresses of pages.
         limits: budget and sizes.
         clock: seconds, the clock of `GenerateRequest.deadline_s`.
+        speculation: chooses drafts for steps that have decode rows alone; None = there are none.
     """
 
     def __init__(
-        self, pool: PagePool, table: PageTable, chain: ChainIds, limits: Limits, clock: Callable[[], float]
+        self,
+        pool: PagePool,
+        table: PageTable,
+        chain: ChainIds,
+        limits: Limits,
+        clock: Callable[[], float],
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -72,6 +80,7 @@ class Scheduler:
         """Given a slot by the last plan."""
         self.pace = Pace(limits.target_step_s)
         """Told by the caller what steps took."""
+        self.speculation = speculation
         self.num_preemptions = 0
         self.num_cached_tokens = 0
         self._table = table
@@ -155,6 +164,8 @@ class Scheduler:
             if not self._admit(sequence):
                 break
             budget -= self._plan_chunk(plan, sequence, budget)
+        if self.speculation is not None and plan.chunks and plan.num_rows == plan.num_decode_rows:
+            plan = self._speculate(plan, self.speculation)
         return plan
 
     def advance(self, sequence: Sequence, count: int) -> list[int]:
@@ -288,10 +299,37 @@ class Scheduler:
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        page_ids = self.pool.allocate(1)
+        self._add_pages(sequence, 1)
+        return True
+
+    def _add_pages(self, sequence: Sequence, count: int) -> None:
+        page_ids = self.pool.allocate(count)
         self._table.write(sequence.slot, len(sequence.page_ids), page_ids)
         sequence.page_ids += page_ids
-        return True
+
+    def _speculate(self, plan: Plan, speculation: Speculation) -> Plan:
+        """Add drafts to a plan of decode rows, and the pages that they reach into."""
+        decoding = [sequence for sequence, _ in plan.chunks]
+        drafts = speculation.choose(decoding, self._room_for_drafts, self.limits.max_step_tokens)
+        if not drafts:
+            return plan
+        for sequence, count in drafts:
+            num_pages = -(-(sequence.num_tokens + count) // self._page_size) - len(sequence.page_ids)
+            if num_pages > 0:
+                self._add_pages(sequence, num_pages)
+        return plan.with_drafts(drafts)
+
+    def _room_for_drafts(self, sequence: Sequence) -> int:
+        """Count the drafted tokens that a sequence can take: what it has pages for, or may have without harm.
+
+        After all its drafts it chooses one more token. Every running sequence may need a page soon, so a draft takes
+        none from the last ones.
+        """
+        if not sequence.submission.is_started:
+            return 0
+        num_spare = (self.pool.num_available - len(self.running)) // len(self.running)
+        num_rows = (len(sequence.page_ids) + max(num_spare, 0)) * self._page_size - sequence.num_tokens
+        return max(0, min(num_rows, sequence.num_free_tokens - 1))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)

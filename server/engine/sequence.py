@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from server.engine.chain import TokenArray
+from server.engine.drafts import Drafter
 from server.messages import FinishReason, GenerateRequest, TokenLogprob
 
 NO_SLOT = -1
@@ -48,10 +49,14 @@ class Submission:
 
 
 class Sequence:
-    """One completion: `token_ids[:num_tokens]` is prompt + output, and the first `num_computed` are in its pages."""
+    """One completion: `token_ids[:num_tokens]` is prompt + output, and the first `num_computed` are in its pages.
+
+    What lies behind them in `token_ids` is a draft, or nothing.
+    """
 
     __slots__ = (
         "chain_ids",
+        "drafter",
         "eos_token_ids",
         "first_token_s",
         "index",
@@ -98,6 +103,8 @@ class Sequence:
         self.stop_token_ids = frozenset(sampling.stop_token_ids)
         wants_prompt_logprobs = index == 0 and sampling.prompt_logprobs is not None
         self.prompt_logprobs: list[TokenLogprob] | None = [] if wants_prompt_logprobs else None
+        self.drafter: Drafter | None = None
+        """Guesses at its next tokens, once somebody asked for it. Not state: without it the answer is the same."""
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.first_token_s: float | None = None
@@ -115,13 +122,17 @@ class Sequence:
     @property
     def num_backlog_tokens(self) -> int:
         """Tokens not yet computed or generated."""
-        room = min(self.max_tokens - self.num_output_tokens, self.max_sequence_tokens - self.num_tokens)
-        return self.num_remaining + max(room, 0)
+        return self.num_remaining + max(self.num_free_tokens, 0)
 
     @property
-    def output(self) -> TokenArray:
-        """Return a view of the generated tokens."""
-        return self.token_ids[self.num_prompt_tokens : self.num_tokens]
+    def num_free_tokens(self) -> int:
+        """Tokens that may follow before a limit ends the sequence."""
+        return min(self.max_tokens - self.num_output_tokens, self.max_sequence_tokens - self.num_tokens)
+
+    @property
+    def known_tokens(self) -> TokenArray:
+        """Return a view of prompt + output."""
+        return self.token_ids[: self.num_tokens]
 
     @property
     def first_needed_position(self) -> int:
@@ -140,6 +151,10 @@ class Sequence:
         if token_id in self.stop_token_ids:
             return FinishReason.STOP_SEQUENCE
         return self.limit_reached()
+
+    def ends_with(self, token_id: int) -> bool:
+        """Whether this token ends the sequence, whatever its limits."""
+        return token_id in self.eos_token_ids or token_id in self.stop_token_ids
 
     def limit_reached(self) -> FinishReason | None:
         """Return which limit leaves no room for another token, or None."""

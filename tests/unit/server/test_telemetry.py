@@ -19,6 +19,8 @@ STEP = StepReport(
     num_rows=0,
     num_prefill_tokens=0,
     num_decode_tokens=0,
+    num_drafted_tokens=0,
+    num_accepted_tokens=0,
     num_cached_tokens=0,
     num_preemptions=0,
     num_running=0,
@@ -55,6 +57,7 @@ def test_counts_the_steps_of_an_engine() -> None:
     """Steps, their rows by kind and their failures are counted for each model, under these names."""
     steps = [
         *(replace(STEP, num_rows=3, num_decode_tokens=3) for _ in range(2)),
+        replace(STEP, num_rows=8, num_decode_tokens=8, num_drafted_tokens=7, num_accepted_tokens=5),
         replace(STEP, num_rows=20, num_prefill_tokens=16, num_decode_tokens=4, is_failed=True),
     ]
     observe, other = telemetry.observe_step("stepping"), telemetry.observe_step("resting")
@@ -65,12 +68,14 @@ def test_counts_the_steps_of_an_engine() -> None:
     def value(name: str, model: str = "stepping") -> float | None:
         return telemetry.REGISTRY.get_sample_value(name, {"model": model})
 
-    assert value("pathfox_step_duration_seconds_count") == 3
-    assert value("pathfox_step_duration_seconds_sum") == pytest.approx(3 * STEP.duration_s)
-    assert value("pathfox_step_rows_count") == 3
-    assert value("pathfox_step_rows_sum") == 26
+    assert value("pathfox_step_duration_seconds_count") == 4
+    assert value("pathfox_step_duration_seconds_sum") == pytest.approx(4 * STEP.duration_s)
+    assert value("pathfox_step_rows_count") == 4
+    assert value("pathfox_step_rows_sum") == 34
     assert value("pathfox_step_prefill_rows_total") == 16
-    assert value("pathfox_step_decode_rows_total") == 10
+    assert value("pathfox_step_decode_rows_total") == 18
+    assert value("pathfox_spec_decode_num_draft_tokens_total") == 7
+    assert value("pathfox_spec_decode_num_accepted_tokens_total") == 5
     assert value("pathfox_engine_steps_failed_total") == 1
     assert value("pathfox_engine_steps_failed_total", "resting") == 0
     assert value("pathfox_step_rows_sum", "resting") == 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -13,9 +14,10 @@ from server.engine import scheduler as scheduler_module
 from server.engine.sequence import Sequence as EngineSequence
 from server.errors import Internal
 from server.messages import SamplingParams
-from server.model.memory import LayerMemory
+from server.model.memory import Field, LayerMemory
 from server.model.rows import Rows
 from tests.fixtures.fake_model import FakeModel, FakeSpec
+from tests.fixtures.guesses import Guesses
 from tests.fixtures.stepping import Stepping
 
 PLAIN = SamplingParams(seed=3, max_tokens=12, logit_bias={60: -100.0})
@@ -197,6 +199,56 @@ def test_reads_a_pages_bytes_in_the_order_of_its_fields() -> None:
     assert len(page.checksum) == 16
 
 
+def guess(*token_ids: int) -> Guesses:
+    """Make a speculation that takes an output for known."""
+    return Guesses(lambda _: token_ids, seed=0, num_wrong_of_ten=0)
+
+
+def test_several_tokens_of_a_step_are_told_in_order() -> None:
+    """A step whose drafts are right gives many tokens, and the report says how many rows of it were guessed."""
+    reference = Stepping(FakeModel())
+    wanted = reference.submit([1, 2, 3], replace(PLAIN, logprobs=2))
+    reference.run()
+    answer = reference.tokens[wanted, 0]
+    stepping = Stepping(FakeModel(), speculation=guess(*answer))
+    serial = stepping.submit([1, 2, 3], replace(PLAIN, logprobs=2))
+    stepping.run()
+
+    assert stepping.tokens[serial, 0] == answer
+    assert stepping.logprobs[serial, 0] == reference.logprobs[wanted, 0]
+    assert stepping.finished[serial, 0] == reference.finished[wanted, 0]
+    drafted = sum(report.num_drafted_tokens for report in stepping.reports)
+    assert drafted == sum(report.num_accepted_tokens for report in stepping.reports) > 0
+    assert len(reference.reports) - len(stepping.reports) == drafted
+
+
+@pytest.mark.parametrize("model", [FakeModel(poison=frozenset({60})), FakeModel(explosive=frozenset({60}))])
+def test_a_wrong_draft_harms_nobody(model: FakeModel) -> None:
+    """Logits that are NaN, or a step that raises, only because of a guessed token end no request."""
+    stepping = Stepping(model, speculation=guess(*[60] * 12))
+    serials = stepping.submit([1, 2, 3], PLAIN), stepping.submit([4, 5], PLAIN)
+    stepping.run()
+    reference = Stepping(FakeModel())
+    wanted = reference.submit([1, 2, 3], PLAIN), reference.submit([4, 5], PLAIN)
+    reference.run()
+
+    assert sum(report.num_drafted_tokens for report in stepping.reports) > 0
+    assert not stepping.errors
+    assert [stepping.tokens[each, 0] for each in serials] == [reference.tokens[each, 0] for each in wanted]
+    stepping.assert_nothing_is_held()
+
+
+def test_a_model_with_tails_gets_no_drafts() -> None:
+    """A row of a model that moves a tail on cannot be taken back."""
+    model = FakeModel()
+    model.tail_fields = ((Field("tail", (1,), torch.int32),),)
+    stepping = Stepping(model, speculation=guess(*[5] * 12))
+    stepping.submit([1, 2, 3], PLAIN)
+    stepping.run()
+
+    assert sum(report.num_drafted_tokens for report in stepping.reports) == 0
+
+
 MACHINE_SPEC = FakeSpec(vocabulary_size=32, context_length_tokens=48)
 _answers: dict[object, dict[int, list[int]]] = {}
 
@@ -232,11 +284,18 @@ SAMPLINGS = st.builds(
 
 
 class CoreMachine(RuleBasedStateMachine):
-    """Under arrivals, cancellations, deadlines and page pressure, every answer is that of the request alone."""
+    """Under arrivals, cancellations, deadlines, drafts and page pressure, every answer is that of the request alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stepping = Stepping(FakeModel(MACHINE_SPEC), num_pages=14, max_num_seqs=4, max_step_tokens=9)
+        self.stepping = Stepping(
+            FakeModel(MACHINE_SPEC),
+            num_pages=14,
+            max_num_seqs=4,
+            max_step_tokens=9,
+            speculation=Guesses(self._foresee, seed=0),
+        )
+        self.whole: dict[int, dict[int, list[int]]] = {}
         self.expected: dict[int, dict[int, list[int]]] = {}
         self.gone: set[int] = set()
 
@@ -246,6 +305,7 @@ class CoreMachine(RuleBasedStateMachine):
         emitted = tuple(tuple(answer[i][: cut - i]) if cut > i else () for i in range(sampling.n))
         late = None if deadline is None else self.stepping.now_s + deadline
         serial = self.stepping.submit(prompt, sampling, emitted=emitted, deadline_s=late)
+        self.whole[serial] = answer
         self.expected[serial] = {i: answer[i][len(emitted[i]) :] for i in range(sampling.n)}
 
     @rule(count=st.integers(1, 12))
@@ -276,6 +336,10 @@ class CoreMachine(RuleBasedStateMachine):
         for (serial, index), tokens in self.stepping.tokens.items():
             whole = self.expected[serial][index]
             assert tokens == whole[: len(tokens)]
+
+    def _foresee(self, sequence: EngineSequence) -> list[int]:
+        """Return the answer, and a guess at what ends it with more behind."""
+        return [*self.whole[sequence.submission.serial][sequence.index], 3, 7, 1]
 
     def teardown(self) -> None:
         self.stepping.run()

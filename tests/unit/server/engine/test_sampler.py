@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from kernels.sample import RaggedTokens, SamplingRow, SamplingRows
-from server.engine.plan import Plan
+from server.engine.plan import Plan, Sample
 from server.engine.sampler import Sampler
 from server.engine.sequence import Seniority, Sequence, Submission
 from server.messages import GenerateRequest, SamplingParams
@@ -22,6 +22,11 @@ def sequence(slot: int, sampling: SamplingParams, prompt: list[int], output: lis
     made = Sequence(submission, index, seniority=Seniority(0, 2, slot, index), max_sequence_tokens=100)
     made.slot = slot
     return made
+
+
+def samples(sequences: list[Sequence]) -> list[Sample]:
+    """Return the next token of each sequence."""
+    return [Sample(each, each.num_tokens) for each in sequences]
 
 
 def assert_same(seen: SamplingRows, wanted: SamplingRows) -> None:
@@ -78,7 +83,7 @@ def test_gathers_what_a_row_by_row_description_says() -> None:
             SamplingRow(temperature=0.5, top_p=0.75, top_k=V, min_p=0.25, seed=2**64 - 1, position=2, logprobs=3),
         ]
     )
-    assert_same(sampler.rows(sequences), wanted)
+    assert_same(sampler.rows(samples(sequences)), wanted)
 
 
 def test_bans_endings_only_before_min_tokens() -> None:
@@ -89,7 +94,7 @@ def test_bans_endings_only_before_min_tokens() -> None:
     for each in (early, late):
         sampler.load(each)
 
-    banned = sampler.rows([early, late]).banned
+    banned = sampler.rows(samples([early, late])).banned
 
     assert banned.offsets.tolist() == [0, 1, 1]
     assert banned.token_ids.tolist() == [7]
@@ -112,7 +117,7 @@ def test_a_slot_that_changes_hands_keeps_nothing_of_the_last_one() -> None:
     plain = sequence(0, SamplingParams(seed=1, max_tokens=1), [1], [])
     sampler.load(plain)
 
-    assert_same(sampler.rows([plain]), SamplingRows.stack([SamplingRow(seed=1, position=1)]))
+    assert_same(sampler.rows(samples([plain])), SamplingRows.stack([SamplingRow(seed=1, position=1)]))
 
 
 def test_reads_logprobs_of_the_rows_that_asked() -> None:

@@ -5,6 +5,7 @@ import pytest
 from server.errors import DeadlineExceeded
 from server.messages import Criticality, FinishReason, SamplingParams
 from tests.fixtures.fake_model import FakeModel, FakeSpec
+from tests.fixtures.guesses import Guesses
 from tests.fixtures.stepping import Stepping
 
 GREEDY = SamplingParams(seed=0, max_tokens=8, temperature=0.0)
@@ -264,3 +265,46 @@ def test_keeps_a_page_for_each_running_sequence() -> None:
     assert [each.submission.serial for each in stepping.core.scheduler.waiting] == [big]
     stepping.run()
     assert stepping.core.scheduler.num_preemptions == 0
+
+
+def sevens() -> Guesses:
+    """Make a speculation that drafts as much as there is room for, and is wrong."""
+    return Guesses(lambda _: [7] * 40, seed=0, min_length=9, num_wrong_of_ten=0)
+
+
+@pytest.mark.parametrize(("num_pages", "num_rows"), [(6, 3), (7, 3), (8, 7)])
+def test_a_draft_takes_no_page_that_others_may_need(num_pages: int, num_rows: int) -> None:
+    """Drafts reach into new pages only while every running sequence could have one more; nobody is preempted."""
+    stepping = Stepping(FakeModel(), num_pages=num_pages, speculation=sevens())
+    stepping.submit([1, 2, 3, 4, 5], greedy(30))
+    stepping.submit([6, 7, 8, 9, 10], greedy(30))
+    stepping.step()
+
+    plan = stepping.core.scheduler.plan()
+
+    assert [count for _, count in plan.chunks] == [num_rows] * 2
+    assert all(sequence.num_computed + count <= 4 * len(sequence.page_ids) for sequence, count in plan.chunks)
+    assert stepping.core.scheduler.num_preemptions == 0
+
+
+def test_drafts_leave_room_for_the_token_that_follows_them() -> None:
+    """A completion of n tokens is never computed beyond its n-th."""
+    stepping = Stepping(FakeModel(), speculation=sevens())
+    stepping.submit([1, 2, 3], greedy(3))
+    stepping.step()
+
+    plan = stepping.core.scheduler.plan()
+
+    assert [count for _, count in plan.chunks] == [2]
+
+
+def test_drafts_only_where_no_prompt_is_read() -> None:
+    """Beside rows of prompts a step has one row for each decoding sequence."""
+    stepping = Stepping(FakeModel(), max_step_tokens=8, speculation=sevens())
+    stepping.submit([1, 2, 3], greedy(30))
+    stepping.step()
+    stepping.submit(list(range(20)), greedy(1))
+
+    reports = [stepping.step() for _ in range(3)]
+
+    assert [report.num_drafted_tokens for report in reports] == [0, 0, 0]
