@@ -1,45 +1,47 @@
 """When requests are due: an open loop keeps its times whatever the server does, a closed loop waits for answers."""
 
-import enum
+import itertools
+import math
 import random
-
-from server.errors import ConfigError
-
-
-class Process(enum.StrEnum):
-    """How the gaps of an open loop are drawn."""
-
-    POISSON = "poisson"
-    GAMMA = "gamma"
-    CONSTANT = "constant"
 
 
 def due_times_s(
-    count: int, *, rate_per_s: float | None, process: Process = Process.POISSON, burstiness: float = 1.0, seed: int = 0
+    count: int,
+    *,
+    rate_per_s: float = math.inf,
+    burstiness: float = 1.0,
+    ramp_to_per_s: float | None = None,
+    seed: int = 0,
 ) -> list[float]:
-    """Return when each request is due, in seconds after the start.
+    """Return when each request is due, in seconds after the start; vLLM's meaning of every word.
+
+    Gaps follow a gamma distribution with the mean 1 / rate. Without a ramp they are stretched so that the last request
+    is due after exactly count / rate: runs of different seeds then offer the same load.
 
     Args:
         count: of requests.
-        rate_per_s: requests per second on average; None = a closed loop: all are due at once, and concurrency decides.
-        process: of the gaps, which all have the mean 1 / rate.
-        burstiness: shape of the gamma distribution: below 1 in bursts, 1 = Poisson, above 1 more even.
+        rate_per_s: requests per second on average; infinite = a closed loop: all are due at once, and concurrency
+            decides.
+        burstiness: shape of the gamma distribution: below 1 in bursts, 1 = Poisson, above 1 more even, infinite = even.
+        ramp_to_per_s: the rate rises (or falls) to this one, in equal steps from request to request.
         seed: same seed, same times.
-
-    Raises:
-        ConfigError: a rate or burstiness that is not above 0.
     """
-    if rate_per_s is None:
+    if math.isinf(rate_per_s):
         return [0.0] * count
-    if not 0 < rate_per_s < float("inf"):
-        raise ConfigError(f"--rate: got {rate_per_s:g}, want a number above 0")
-    if not 0 < burstiness < float("inf"):
-        raise ConfigError(f"--burstiness: got {burstiness:g}, want a number above 0")
-    draw = random.Random(seed)  # noqa: S311 not a secret
-    shape = burstiness if process is Process.GAMMA else 1.0
-    due_s, times_s = 0.0, []
-    for _ in range(count):
-        times_s.append(due_s)
-        is_even = process is Process.CONSTANT
-        due_s += 1 / rate_per_s if is_even else draw.gammavariate(shape, 1 / (rate_per_s * shape))
-    return times_s
+    source = random.Random(seed)  # noqa: S311 not a secret
+    step_per_s = 0.0 if ramp_to_per_s is None else (ramp_to_per_s - rate_per_s) / max(count - 1, 1)
+    gaps_s = [_gap(source, burstiness) / (rate_per_s + step_per_s * place) for place in range(count)]
+    stretch = 1.0 if ramp_to_per_s is not None else count / rate_per_s / math.fsum(gaps_s)
+    return [due_s * stretch for due_s in itertools.accumulate(gaps_s)]
+
+
+def mean_rate_per_s(rate_per_s: float, ramp_to_per_s: float | None) -> float:
+    """Return how many requests come per second over a whole run: of a ramp, the logarithmic mean of its ends."""
+    if ramp_to_per_s is None or ramp_to_per_s == rate_per_s:
+        return rate_per_s
+    return (ramp_to_per_s - rate_per_s) / math.log(ramp_to_per_s / rate_per_s)
+
+
+def _gap(source: random.Random, burstiness: float) -> float:
+    """Draw a gap in units of its mean."""
+    return 1.0 if math.isinf(burstiness) else source.gammavariate(burstiness, 1 / burstiness)

@@ -1,181 +1,146 @@
 """`pathfox bench`: reads the options, runs the load and shows what came of it."""
 
-import asyncio
-import time
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import grpc.aio
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pathfox.v1 import generation_pb2 as pb
-from server.cli.bench.arrivals import Process, due_times_s
-from server.cli.bench.drive import OK, Call, Limits, Recording, SystemClock, drive
-from server.cli.bench.figures import Goal, figures
-from server.cli.bench.report import check_plot, plot, tables, write_json
-from server.cli.bench.target import Target, stubs
-from server.cli.bench.workload import LENGTHS_HELP, Lengths, Workload
+from server.cli.bench import options
+from server.cli.bench.arrivals import due_times_s
+from server.cli.bench.connection import check_loopback
+from server.cli.bench.drive import Limits
+from server.cli.bench.figures import Goal, completed, figures, parse_percentiles, per_request
+from server.cli.bench.pathfox import PathfoxTarget
+from server.cli.bench.plot import check_can_draw, draw
+from server.cli.bench.provenance import provenance
+from server.cli.bench.recording import Recording
+from server.cli.bench.report import check_writable, tables, write_json
+from server.cli.bench.run import Plan, run
+from server.cli.bench.workload import Lengths, Workload
 from server.cli.generate import DEFAULT_ADDRESS, AddressOption, ModelOption, TlsOption, TokenOption
-from server.errors import ConfigError
 
 EXAMPLES = (
     "Examples:\n\n  pathfox bench --requests 32 --concurrency 8\n\n"
-    "  pathfox bench --rate 4 --arrivals gamma --burstiness 0.5 --goodput 'ttft:500 tpot:50'\n\n"
-    "  pathfox bench --input-tokens normal:192:64 --output-tokens uniform:16:128 --json run.json --plot run.png"
+    "  pathfox bench --rate 4 --duration 60 --burstiness 0.5 --goodput 'ttft:500 tpot:50'\n\n"
+    "  pathfox bench --input-tokens normal:192:64 --output-tokens uniform:16:128 --json run.json --plot run.png\n\n"
+    "TTFT is the time from sending to the first message with tokens, E2EL to the last one. TPOT is their difference "
+    "by the tokens after the first, one figure for each request. ITL is every gap between messages: one that brings "
+    "several tokens is one gap, and mean_tokens_per_frame says how many that were. All as in vLLM's bench serve."
 )
 EXIT_FAILED = 1
-MAX_REQUESTS = 100_000
-MAX_TEXT_BYTES = 1 << 20
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run, all of it decided."""
+class Output:
+    """What is wanted of a run besides the tables."""
 
-    target: Target
-    workload: Workload
-    due_s: list[float]
-    limits: Limits
-    channels: int
-    seed: int
-    text: str | None
+    goal: Goal | None
+    percentiles: tuple[float, ...]
+    json: Path | None
+    plot: Path | None
+    is_detailed: bool
 
 
 def bench(
+    context: typer.Context,
     address: AddressOption = DEFAULT_ADDRESS,
     model: ModelOption = None,
-    requests: Annotated[int, typer.Option(min=1, max=MAX_REQUESTS, help="How many.")] = 32,
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests/s. Unset: closed loop.")] = None,
-    arrivals: Annotated[Process, typer.Option(help="Gaps of the open loop.")] = Process.POISSON,
-    burstiness: Annotated[float, typer.Option(help="Of gamma: below 1 in bursts, 1 = poisson.")] = 1.0,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most so many at once. Unset: 8 in a closed loop, no cap in an open one."),
-    ] = None,
-    input_tokens: Annotated[str, typer.Option(help=f"Prompt lengths: {LENGTHS_HELP}.")] = "192",
-    output_tokens: Annotated[str, typer.Option(help="Answer lengths, likewise.")] = "64",
-    shared_prefix: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with, besides.")] = 0,
-    text: Annotated[Path | None, typer.Option(help="Take prompts from this file. Unset: random tokens.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 = always the most probable token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same requests and times.")] = 0,
-    duration: Annotated[float | None, typer.Option(min=0.001, help="Stop after so many seconds.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for each request.")] = 600.0,
-    channels: Annotated[int, typer.Option(min=1, max=256, help="Connections.")] = 4,
-    goodput: Annotated[str | None, typer.Option(help="What is good, in ms: 'ttft:X tpot:Y e2el:Z'.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write figures and settings here.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw a PNG here (needs matplotlib).")] = None,
+    requests: options.Requests = None,
+    duration: options.Duration = None,
+    concurrency: options.Concurrency = None,
+    rate: options.Rate = math.inf,
+    burstiness: options.Burstiness = 1.0,
+    ramp_to: options.RampTo = None,
+    warmup: options.Warmup = 0,
+    timeout: options.Timeout = 600.0,
+    channels: options.Channels = 4,
+    input_tokens: options.InputTokens = "192",
+    output_tokens: options.OutputTokens = "64",
+    shared_prefix: options.SharedPrefix = 0,
+    text: options.Text = None,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = 0,
+    goodput: options.Goodput = None,
+    percentiles: options.Percentiles = "50,90,99",
+    json: options.Json = None,
+    plot: options.Plot = None,
     token: TokenOption = None,
     *,
+    stop_at_eos: options.StopAtEos = False,
+    detailed: options.Detailed = False,
     tls: TlsOption = False,
-    stop_at_eos: Annotated[bool, typer.Option("--stop-at-eos", help="Let the model end its answers.")] = False,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Load a server on another machine.")] = False,
+    allow_remote: options.AllowRemote = False,
 ) -> None:
     """Put load on a server over gRPC and measure it; fields and formulas are those of vLLM's `bench serve`."""
-    target = Target(address, token, tls)
     if not allow_remote:
-        target.check_loopback()
-    goal = Goal.parse(goodput) if goodput is not None else None
-    if plot_file is not None:
-        check_plot()
-    isl, osl = Lengths.parse("--input-tokens", input_tokens), Lengths.parse("--output-tokens", output_tokens)
-    cap = concurrency or (8 if rate is None else requests)
-    run = Run(
-        target,
-        Workload(isl, osl, shared_prefix, temperature, ignore_eos=not stop_at_eos, model=model),
-        due_times_s(requests, rate_per_s=rate, process=arrivals, burstiness=burstiness, seed=seed),
-        Limits(cap, duration, timeout),
-        channels,
-        seed,
-        _read(text) if text is not None else None,
+        check_loopback(address)
+    options.check_numbers(context.params)
+    lengths = (Lengths.parse("--input-tokens", input_tokens), Lengths.parse("--output-tokens", output_tokens))
+    count = options.num_requests(requests, duration, rate, ramp_to)
+    default_cap = count if math.isfinite(rate) else options.DEFAULT_CONCURRENCY
+    plan = Plan(
+        address=address,
+        token=token,
+        tls=tls,
+        channels=channels,
+        model=model,
+        workload=Workload(*lengths, shared_prefix, temperature, ignore_eos=not stop_at_eos),
+        text=options.read_text(text) if text is not None else None,
+        due_s=due_times_s(count, rate_per_s=rate, burstiness=burstiness, ramp_to_per_s=ramp_to, seed=seed),
+        limits=Limits(concurrency or default_cap, duration, timeout),
+        num_warmups=warmup,
+        seed=seed,
     )
-    recording = Recording(requests)
-    cpu_s = time.process_time()
-    is_interrupted = _watch(run, recording)
-    found = figures(recording, goal)
-    elapsed_s = recording.ended_s - recording.begun_s
-    found["client_cpu_share"] = (time.process_time() - cpu_s) / elapsed_s if elapsed_s > 0 else None
-    console = Console()
-    console.print(*tables(found))
-    if json is not None:
-        settings = {
-            "date": time.strftime("%Y%m%d-%H%M%S"),
-            "backend": "pathfox-grpc",
-            "model_id": model,
-            "request_rate": rate if rate is not None else "inf",
-            "arrivals": str(arrivals),
-            "burstiness": burstiness,
-            "max_concurrency": cap,
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens,
-            "shared_prefix_tokens": shared_prefix,
-            "temperature": temperature,
-            "seed": seed,
-            "channels": channels,
-            "goodput": goodput,
-        }
-        write_json(json, found, settings)
-    if plot_file is not None:
-        plot(plot_file, recording, f"pathfox bench: {requests} requests, {input_tokens} + {output_tokens} tokens")
-    if is_interrupted or not found["completed"]:
+    goal = Goal.parse(goodput) if goodput is not None else None
+    output = Output(goal, parse_percentiles(percentiles), json, plot, is_detailed=detailed)
+    _check_output(output)
+    settings = {
+        "backend": PathfoxTarget.backend,
+        "request_rate": rate if math.isfinite(rate) else "inf",
+        "burstiness": burstiness,
+        "max_concurrency": concurrency or (None if math.isfinite(rate) else default_cap),
+        "options": {name: _plain(value) for name, value in context.params.items() if name != "token"},
+        **provenance(sys.argv[1:]),
+    }
+    recording = Recording(count, is_open_loop=math.isfinite(rate), keeps_text=detailed)
+    is_interrupted = run(plan, recording)
+    pace = f"{rate:g} requests/s" if math.isfinite(rate) else f"{plan.limits.concurrency} at once"
+    load = f"{pace}, prompts of {input_tokens} and answers of {output_tokens} tokens"
+    _show(recording, output, settings, load)
+    if is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if recording.stopped or not completed(recording):
         raise typer.Exit(EXIT_FAILED)
 
 
-def _watch(run: Run, recording: Recording) -> bool:
-    """Run it under a progress bar; return whether it was interrupted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("requests", total=recording.asked)
-        failed = 0
-
-        def on_end(call: Call) -> None:
-            nonlocal failed
-            failed += call.status != OK
-            progress.update(bar, advance=1, description=f"requests ({failed} failed)" if failed else "requests")
-
-        try:
-            asyncio.run(_run(run, recording, on_end))
-        except KeyboardInterrupt:
-            if not recording.calls:
-                raise
-            return True
-    return False
+def _check_output(output: Output) -> None:
+    """Find out before the load whether its result can be kept."""
+    for option, path in (("--json", output.json), ("--plot", output.plot)):
+        if path is not None:
+            check_writable(option, path)
+    if output.plot is not None:
+        check_can_draw()
 
 
-async def _run(run: Run, recording: Recording, on_end: Callable[[Call], None]) -> None:
-    async with run.target.open(run.channels) as channels:
-        requests = await _requests(run, channels[0], recording.asked)
-        await drive(
-            requests,
-            run.due_s,
-            stubs=stubs(channels),
-            metadata=run.target.metadata,
-            limits=run.limits,
-            recording=recording,
-            clock=SystemClock(),
-            on_end=on_end,
-        )
+def _show(recording: Recording, output: Output, settings: Mapping[str, object], load: str) -> None:
+    found = figures(recording, output.goal, output.percentiles)
+    Console().print(*tables(found))
+    if output.json is not None:
+        lists = per_request(recording) if output.is_detailed else {}
+        write_json(output.json, {**settings, "model_id": recording.model_id, **found, **lists})
+    if output.plot is not None:
+        draw(output.plot, recording, f"{recording.model_id}: {recording.asked} requests, {load}")
 
 
-async def _requests(run: Run, channel: grpc.aio.Channel, count: int) -> list[pb.GenerateRequest]:
-    model = await run.target.model(channel, run.workload.model)
-    run.workload.check(model.context_length_tokens)
-    if run.text is None:
-        size = model.tokenizer.vocabulary_size
-        vocabulary = range(size // 10, size * 9 // 10 or 1)  # control tokens stand at the ends
-        return run.workload.requests(count, seed=run.seed, vocabulary=vocabulary)
-    tokens = await run.target.tokens_of(channel, run.workload.model, run.text)
-    if not tokens:
-        raise ConfigError("--text: the file has no text")
-    return run.workload.requests_from(tokens, count, seed=run.seed)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_TEXT_BYTES).decode(errors="ignore")
-    except OSError as error:
-        raise ConfigError(f"--text: cannot read {path}: {error.strerror}") from None
+def _plain(value: object) -> object:
+    """Return an option's value as JSON has it."""
+    return (
+        value
+        if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+        else str(value)
+    )

@@ -1,67 +1,15 @@
-"""Send requests when they are due and write down every frame. Knows no formulas and prints nothing.
-
-What was seen is in the `Recording` at every moment, so that a run which is cut short keeps what it has.
-"""
+"""Send requests when they are due and write down every frame. Knows no formulas and prints nothing."""
 
 import asyncio
-import contextlib
-import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import grpc
-import grpc.aio
+from server.cli.bench.recording import Call, Frame, OnEnd, Outcome, Recording
+from server.cli.bench.target import Ask, CallFailed, Target
 
-from pathfox.v1 import generation_pb2 as pb
-
-if TYPE_CHECKING:  # the class exists for type checkers only
-    from pathfox.v1.generation_pb2_grpc import GenerationServiceAsyncStub
-
-OK = "OK"
-INCOMPLETE = "INCOMPLETE"
-
-
-class Frame(NamedTuple):
-    """One frame that brought tokens."""
-
-    at_s: float
-    sequence: int
-    """Output tokens up to its end."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One request, as its client saw it. Times are the clock's."""
-
-    due_s: float
-    sent_s: float
-    status: str = INCOMPLETE
-    """OK, the name of a gRPC status, or INCOMPLETE: not at its end when the run was."""
-    message: str = ""
-    frames: list[Frame] = field(default_factory=list)
-    ended_s: float | None = None
-    """When `Finished` or the status came."""
-    usage: pb.Usage = field(default_factory=pb.Usage)
-    """By the server's count; all zeros before the end."""
-
-
-@dataclass(slots=True)
-class Recording:
-    """All that a run saw so far."""
-
-    asked: int
-    """Requests that the run was to send."""
-    begun_s: float = 0.0
-    ended_s: float = 0.0
-    calls: list[Call] = field(default_factory=list)
-    """In the order of sending."""
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether something is missing that was asked for."""
-        return len(self.calls) < self.asked or any(call.status != OK for call in self.calls)
+UNAVAILABLE = "UNAVAILABLE"
 
 
 class Clock(Protocol):
@@ -69,6 +17,10 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Return seconds since any moment."""
+        ...
+
+    def cpu_s(self) -> float:
+        """Return the processor time of this process so far."""
         ...
 
     async def sleep(self, duration_s: float) -> None:
@@ -83,6 +35,10 @@ class SystemClock:
         """Return seconds that never run backwards."""
         return time.perf_counter()
 
+    def cpu_s(self) -> float:
+        """Return what the operating system has counted."""
+        return time.process_time()
+
     async def sleep(self, duration_s: float) -> None:
         """Wait."""
         await asyncio.sleep(duration_s)
@@ -95,79 +51,103 @@ class Limits:
     concurrency: int
     """Requests at once; what is due beyond it waits."""
     run_s: float | None = None
-    """After it nothing is sent and what goes on is cancelled."""
+    """After it nothing is sent; what goes on may end."""
     call_s: float = 600.0
 
 
+class ServerLost(Exception):
+    """A call broke off and nobody answers at the address any more."""
+
+
 async def drive(
-    requests: Sequence[pb.GenerateRequest],
+    target: Target,
+    asks: Iterable[Ask],
     due_s: Sequence[float],
     *,
-    stubs: "Sequence[GenerationServiceAsyncStub]",
-    metadata: tuple[tuple[str, str], ...],
     limits: Limits,
     recording: Recording,
     clock: Clock,
-    on_end: Callable[[Call], None] = lambda _: None,
+    on_end: OnEnd = lambda _: None,
 ) -> None:
-    """Send each request at its time, over the stubs in turn; return when all have ended or the run's time is over."""
-    slots = asyncio.Semaphore(limits.concurrency)
-    recording.begun_s = clock.now()
+    """Send each ask at its time; return when all have ended, or the server is gone: `recording.stopped` tells."""
+    recording.begun_s, begun_cpu_s = clock.now(), clock.cpu_s()
+    try:
+        await _send_all(target, asks, due_s, limits=limits, recording=recording, clock=clock, on_end=on_end)
+        if recording.stopped is None:
+            recording.asked = len(recording.calls)
+    except asyncio.CancelledError:
+        recording.stopped = "interrupted"
+        raise
+    finally:
+        recording.ended_s, recording.cpu_s = clock.now(), clock.cpu_s() - begun_cpu_s
 
-    async def run(stub: "GenerationServiceAsyncStub", request: pb.GenerateRequest, call: Call) -> None:
+
+async def _send_all(
+    target: Target,
+    asks: Iterable[Ask],
+    due_s: Sequence[float],
+    *,
+    limits: Limits,
+    recording: Recording,
+    clock: Clock,
+    on_end: OnEnd,
+) -> None:
+    slots = asyncio.Semaphore(limits.concurrency)
+    end_s = recording.begun_s + limits.run_s if limits.run_s is not None else float("inf")
+
+    async def run(ask: Ask, call: Call) -> None:
         try:
-            await _stream(stub, request, call, metadata=metadata, timeout_s=limits.call_s, clock=clock)
+            await _listen(target, ask, call, timeout_s=limits.call_s, recording=recording, clock=clock)
         finally:
             slots.release()
         on_end(call)
+        if call.status == UNAVAILABLE and call.outcome is Outcome.FAILED and await _is_lost(target):
+            raise ServerLost(call.message)
 
     try:
-        # When the time is over the recording shows what is missing.
-        async with _quietly_bounded(limits.run_s), asyncio.TaskGroup() as running:
-            for request, after_s, stub in zip(requests, due_s, itertools.cycle(stubs), strict=False):
+        async with asyncio.TaskGroup() as running:
+            for ask, after_s in zip(asks, due_s, strict=False):  # there is no end of asks
                 due = recording.begun_s + after_s
+                if due >= end_s:
+                    return
                 if (early_s := due - clock.now()) > 0:
                     await clock.sleep(early_s)
                 await slots.acquire()
-                call = Call(due, clock.now())
+                if (now := clock.now()) >= end_s:
+                    return
+                call = Call(due, now, prompt_tokens=len(ask.prompt))
                 recording.calls.append(call)
-                running.create_task(run(stub, request, call))
-    finally:
-        recording.ended_s = clock.now()
+                running.create_task(run(ask, call))
+    except* ServerLost as lost:
+        recording.stopped = f"the server is gone: {lost.exceptions[0]}"
 
 
-@contextlib.asynccontextmanager
-async def _quietly_bounded(duration_s: float | None) -> AsyncIterator[None]:
-    """Cancel the body when the time is over, and go on behind it."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(duration_s):
-            yield
-
-
-async def _stream(
-    stub: "GenerationServiceAsyncStub",
-    request: pb.GenerateRequest,
-    call: Call,
-    *,
-    metadata: tuple[tuple[str, str], ...],
-    timeout_s: float,
-    clock: Clock,
+async def _listen(
+    target: Target, ask: Ask, call: Call, *, timeout_s: float, recording: Recording, clock: Clock
 ) -> None:
-    """Read one answer to its end."""
-    sequence = 0
+    """Write down one answer to its end."""
+    num_tokens = 0
     call.sent_s = clock.now()
-    stream = stub.Generate(request, timeout=timeout_s, metadata=metadata)
     try:
-        async for frame in stream:
-            if frame.sequence > sequence:
-                sequence = frame.sequence
-                call.frames.append(Frame(clock.now(), sequence))
-            if frame.WhichOneof("event") == "finished":
-                call.ended_s = clock.now()
-                call.usage = frame.finished.usage
-        if call.ended_s is not None:
-            call.status = OK
-    except grpc.aio.AioRpcError as error:
-        call.status, call.message, call.ended_s = error.code().name, error.details() or "", clock.now()
-    finally:
-        stream.cancel()
+        async for heard in target.answer(ask, timeout_s=timeout_s):
+            if heard.num_tokens > num_tokens:
+                num_tokens = heard.num_tokens
+                call.frames.append(Frame(clock.now(), num_tokens))
+            if recording.keeps_text:
+                call.text += heard.text
+            if heard.usage is not None:
+                call.usage = heard.usage
+        call.outcome = Outcome.COMPLETED if call.frames else Outcome.FAILED
+        call.message = "" if call.frames else "the answer ended without a token"
+    except CallFailed as failure:
+        call.status, call.message = failure.status, failure.message
+        call.outcome = Outcome.FAILED if call.frames else failure.outcome
+    call.ended_s = clock.now()
+
+
+async def _is_lost(target: Target) -> bool:
+    try:
+        await target.served()
+    except CallFailed as failure:
+        return failure.status == UNAVAILABLE
+    return False

@@ -1,92 +1,83 @@
-"""Where load goes: several connections to one server, and what it serves."""
+"""What a server looks like to the load: asks go in, tokens come out, whatever protocol it speaks."""
 
-import contextlib
-import ipaddress
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-import grpc
-import grpc.aio
-
-from pathfox.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from server.errors import ConfigError, StartupError
-
-ASK_TIMEOUT_S = 10.0
+from server.cli.bench.recording import Outcome, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A server, and how to reach it."""
+class Ask:
+    """One request, in no protocol."""
 
-    address: str
-    token: str | None = None
-    tls: bool = False
+    prompt: Sequence[int]
+    """Token ids."""
+    max_tokens: int
+    temperature: float
+    seed: int
+    """At most 63 bits; a protocol that has fewer takes the lowest."""
+    ignore_eos: bool
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every call carries."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def check_loopback(self) -> None:
-        """Refuse to put load on another machine.
+class Heard(NamedTuple):
+    """One message of an answer."""
 
-        Raises:
-            ConfigError: says which option allows it.
-        """
-        host = self.address.rpartition(":")[0].strip("[]")
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host).is_loopback:
-                return
-        if host != "localhost" and not self.address.startswith("unix:"):
-            raise ConfigError(f"--address: {self.address} is not this machine; --allow-remote, if it is yours to load")
+    num_tokens: int
+    """Output tokens up to its end."""
+    text: str = ""
+    """What is new; empty where the protocol sends token ids only."""
+    usage: Usage | None = None
+    """By the server's count, where this message has it."""
 
-    @contextlib.asynccontextmanager
-    async def open(self, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-        """Open connections for the body: one each, where grpc would share one."""
-        options = (
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.enable_retries", 0),
-            ("grpc.max_receive_message_length", -1),
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            yield [await stack.enter_async_context(self._channel(options)) for _ in range(count)]
 
-    def _channel(self, options: tuple[tuple[str, int], ...]) -> grpc.aio.Channel:
-        if self.tls:
-            return grpc.aio.secure_channel(self.address, grpc.ssl_channel_credentials(), options=options)
-        return grpc.aio.insecure_channel(self.address, options=options)
+class Served(NamedTuple):
+    """A model, as its server describes it."""
 
-    async def model(self, channel: grpc.aio.Channel, name: str | None) -> model_pb2.Model:
+    name: str
+    vocabulary_size: int
+    """0 = the server does not say."""
+    context_length_tokens: int
+    """0 = the server does not say."""
+
+
+class CallFailed(Exception):
+    """A call ended without an answer, or without the rest of it."""
+
+    def __init__(self, status: str, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+        self.outcome = Outcome.REJECTED if is_refusal else Outcome.FAILED
+
+
+class Target(Protocol):
+    """A server and the protocol that it speaks."""
+
+    backend: str
+    """Name of the protocol in reports."""
+
+    async def served(self) -> Served:
         """Ask what is served.
 
         Raises:
-            StartupError: nobody answers, or there is no such model.
+            CallFailed: nobody answers in time, or there is no such model.
         """
-        stub = model_pb2_grpc.ModelServiceStub(channel)
-        with self._said_clearly():
-            request = model_pb2.GetModelRequest(model=name)
-            return (await stub.GetModel(request, timeout=ASK_TIMEOUT_S, metadata=self.metadata)).model
+        ...
 
-    async def tokens_of(self, channel: grpc.aio.Channel, name: str | None, text: str) -> list[int]:
-        """Let the server tokenise a text.
+    async def tokens_of(self, text: str) -> list[int]:
+        """Tokenise a text.
 
         Raises:
-            StartupError: it cannot.
+            CallFailed: the server cannot.
+            ConfigError: the protocol cannot, and no tokenizer was given.
         """
-        stub = model_pb2_grpc.ModelServiceStub(channel)
-        with self._said_clearly():
-            request = model_pb2.TokenizeRequest(model=name, text=text)
-            return list((await stub.Tokenize(request, timeout=ASK_TIMEOUT_S, metadata=self.metadata)).token_ids)
+        ...
 
-    @contextlib.contextmanager
-    def _said_clearly(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            raise StartupError(f"cannot bench {self.address}: {error.code().name}: {error.details()}") from None
+    def answer(self, ask: Ask, *, timeout_s: float) -> AsyncIterator[Heard]:
+        """Send a request and yield its answer message by message; ends when the answer is whole.
 
-
-def stubs(channels: list[grpc.aio.Channel]) -> "list[generation_pb2_grpc.GenerationServiceAsyncStub]":
-    """Make a stub on each channel."""
-    return [generation_pb2_grpc.GenerationServiceStub(channel) for channel in channels]
+        Raises:
+            CallFailed: it was refused, or broke off.
+        """
+        ...

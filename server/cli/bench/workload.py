@@ -1,14 +1,19 @@
 """What is in the requests: how long prompts and answers are, and which tokens a prompt is made of."""
 
+import math
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pathfox.v1 import generation_pb2 as pb
+from server.cli.bench.target import Ask
 from server.errors import ConfigError
 
 LENGTHS_HELP = "N, uniform:LOW:HIGH or normal:MEAN:DEVIATION[:LOW:HIGH] (clipped)"
 NORMAL_REACH = 3.0
+
+Draw = Callable[[random.Random, int], list[int]]
+"""Draws so many tokens of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class Lengths:
             match kind, [float(each) for each in (rest.split(":") if rest else [])]:
                 case "uniform", [low, high]:
                     lengths = cls(int(low), int(high))
-                case "normal", [mean, deviation, *bounds] if len(bounds) in {0, 2} and deviation >= 0:
+                case "normal", [mean, deviation, *bounds] if (
+                    len(bounds) in {0, 2} and math.isfinite(mean) and 0 <= deviation < math.inf
+                ):
                     low, high = bounds or (max(1, mean - NORMAL_REACH * deviation), mean + NORMAL_REACH * deviation)
                     lengths = cls(int(low), int(high), (mean, deviation))
                 case _, []:
@@ -63,7 +70,6 @@ class Workload:
     temperature: float = 0.0
     ignore_eos: bool = True
     """Answers are as long as they were drawn."""
-    model: str | None = None
 
     def check(self, context_length_tokens: int) -> None:
         """Find out before the first request whether the longest one fits the model.
@@ -78,33 +84,32 @@ class Workload:
                 f"want at most the model's {context_length_tokens}"
             )
 
-    def requests(self, count: int, *, seed: int, vocabulary: Sequence[int]) -> list[pb.GenerateRequest]:
-        """Make the requests; prompts are of random tokens that no cache knows. Same seed, same requests."""
+    def asks(self, draw: Draw, *, seed: int | str) -> Iterator[Ask]:
+        """Yield requests without an end, made as they are taken. Same seed, same requests."""
         source = random.Random(seed)  # noqa: S311 not a secret
-        prefix = source.choices(vocabulary, k=self.shared_prefix_tokens)
-        return [
-            self._request(prefix + source.choices(vocabulary, k=self.input_tokens.draw(source)), source)
-            for _ in range(count)
-        ]
-
-    def requests_from(self, text: Sequence[int], count: int, *, seed: int) -> list[pb.GenerateRequest]:
-        """Make the requests; each prompt is a piece of a text's tokens, begun anywhere and read round its end."""
-        source = random.Random(seed)  # noqa: S311 not a secret
-        prefix = _piece(text, 0, self.shared_prefix_tokens)
-        return [
-            self._request(prefix + _piece(text, source.randrange(len(text)), self.input_tokens.draw(source)), source)
-            for _ in range(count)
-        ]
-
-    def _request(self, prompt: Sequence[int], source: random.Random) -> pb.GenerateRequest:
-        sampling = pb.SamplingParams(
-            temperature=self.temperature,
-            max_tokens=self.output_tokens.draw(source),
-            ignore_eos=self.ignore_eos,
-            seed=source.getrandbits(63),
-        )
-        return pb.GenerateRequest(model=self.model, token_ids=pb.TokenIds(ids=prompt), sampling_params=sampling)
+        prefix = draw(source, self.shared_prefix_tokens)
+        while True:
+            prompt = prefix + draw(source, self.input_tokens.draw(source))
+            yield Ask(
+                prompt=array("i", prompt),
+                max_tokens=self.output_tokens.draw(source),
+                temperature=self.temperature,
+                seed=source.getrandbits(63),
+                ignore_eos=self.ignore_eos,
+            )
 
 
-def _piece(text: Sequence[int], begin: int, length: int) -> list[int]:
-    return [text[(begin + place) % len(text)] for place in range(length)]
+def random_tokens(vocabulary_size: int) -> Draw:
+    """Draw tokens that no cache knows; not from the ends of the vocabulary, where control tokens stand."""
+    vocabulary = range(vocabulary_size // 10, vocabulary_size * 9 // 10 or 1)
+    return lambda source, count: source.choices(vocabulary, k=count)
+
+
+def pieces_of(text: Sequence[int]) -> Draw:
+    """Draw pieces of a text's tokens, begun anywhere and read round its end."""
+
+    def draw(source: random.Random, count: int) -> list[int]:
+        begin = source.randrange(len(text))
+        return [text[(begin + place) % len(text)] for place in range(count)]
+
+    return draw
