@@ -18,9 +18,6 @@ class StepReport:
     num_prefill_tokens: int
     num_decode_tokens: int
     """Rows of growing outputs, those of drafts included."""
-    num_drafted_tokens: int
-    num_accepted_tokens: int
-    """Of the drafted ones, those that came."""
     num_cached_tokens: int
     """Found in the pool at admission."""
     num_preemptions: int
@@ -30,6 +27,9 @@ class StepReport:
     used_pages: int
     cached_pages: int
     free_pages: int
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Of the drafted ones, those that came."""
     is_failed: bool = False
 
 
