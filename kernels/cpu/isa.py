@@ -39,9 +39,20 @@ def best() -> Isa:
     return supported()[0]
 
 
+def is_x86() -> bool:
+    """Say whether this is a machine that could have the x86 sets."""
+    return platform.machine() in X86
+
+
+def missing(wanted: Isa) -> list[str]:
+    """Return the features that an instruction set asks for and this machine lacks."""
+    has = _cpu_features()
+    return [feature for feature in FEATURES[wanted] if feature not in has]
+
+
 def _cpu_features() -> frozenset[str]:
     """Read this processor's features, under the compiler's names; none where they cannot be told."""
-    if platform.machine() not in X86 or not CPU_INFO.exists():
+    if not is_x86() or not CPU_INFO.exists():
         return frozenset()
     for line in CPU_INFO.read_text().splitlines():
         name, _, features = line.partition(":")

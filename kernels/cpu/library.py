@@ -91,10 +91,18 @@ def _require_default() -> ctypes.CDLL:
     global _active  # noqa: PLW0603 as in use_isa
     with _loading:
         if _active is None:
-            opened = _open(isa.best())
+            opened = _open(_best_isa())
             opened.pathfox_set_num_threads(threads.default_num_threads())
             _active = opened
         return _active
+
+
+def _best_isa() -> Isa:
+    """Choose the instruction set of this machine; where that is none of x86's, say what is lost."""
+    chosen = isa.best()
+    if chosen is Isa.PORTABLE and isa.is_x86():
+        log.warning("cpu_kernels_portable", missing=isa.missing(Isa.AVX2), lost="most of the speed; no bit of a result")
+    return chosen
 
 
 @functools.cache

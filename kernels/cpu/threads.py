@@ -1,5 +1,6 @@
 """How many threads this process may keep busy."""
 
+import math
 import os
 import pathlib
 
@@ -12,6 +13,15 @@ def default_num_threads() -> int:
     cores = _num_physical_cores(_allowed_cpus())
     quota = _cgroup_quota()
     return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def max_num_threads() -> int:
+    """Return the logical processors that the affinity mask allows, bounded by the cgroup's quota; at least 1.
+
+    More threads than these would wait for each other's processors in the middle of every op.
+    """
+    cpus, quota = len(_allowed_cpus()), _cgroup_quota()
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
 
 
 def _allowed_cpus() -> list[int]:

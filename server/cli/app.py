@@ -1,10 +1,12 @@
 """Commands and their options. What a command does stands in the module of its name."""
 
 import asyncio
+import contextlib
 import functools
+import gc
 import importlib.metadata
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
@@ -147,15 +149,27 @@ def demo(
 
 
 def _serve(config: Config) -> None:
-    from server.cli.serve import serve as serve_until_stopped  # noqa: PLC0415 torch takes seconds, and only servers need it
+    with _collecting_later():
+        from server.cli.serve import serve as serve_until_stopped  # noqa: PLC0415 torch takes a second, and only servers need it
 
-    asyncio.run(serve_until_stopped(config))
+        asyncio.run(serve_until_stopped(config))
 
 
 def _demo(config: Config, prompt: str, *, is_oneshot: bool) -> None:
-    from server.cli.demo import demo as show  # noqa: PLC0415 as _serve
+    with _collecting_later():
+        from server.cli.demo import demo as show  # noqa: PLC0415 as _serve
 
-    asyncio.run(show(config, prompt, is_oneshot=is_oneshot))
+        asyncio.run(show(config, prompt, is_oneshot=is_oneshot))
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """Leave the collector of cycles off until the server is up; see `start_collecting` there."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _configured(path: Path | None, options: dict[str, Setting]) -> Config:

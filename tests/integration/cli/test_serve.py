@@ -1,4 +1,6 @@
 import contextlib
+import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -17,10 +19,19 @@ from tests.fixtures.tiny_models import make_tiny_llama
 STOP_TIMEOUT_S = 30
 
 
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.executable, sys.argv[1:])
+"""
+
+
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*arguments: str, on_one_core: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `pathfox serve` on a free port; yield the process and the address that it prints."""
     command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+    if on_one_core:
+        command = [sys.executable, "-c", ON_ONE_CORE, *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         try:
@@ -105,6 +116,53 @@ def test_models_are_named_on_the_command_line(tmp_path: pathlib.Path) -> None:
             fingerprints[name] = stub.GenerateOnce(request, timeout=30).fingerprint
 
     assert fingerprints[""] == fingerprints["one"] != fingerprints["two"]
+
+
+def test_one_core_is_enough(tmp_path: pathlib.Path) -> None:
+    """A server that may use one core, and is asked for more threads than any machine has, runs with one and answers."""
+    model = make_tiny_llama(tmp_path / "tiny")
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6, 7]), sampling_params=pb.SamplingParams(max_tokens=9))
+
+    with (
+        serving("--model", f"tiny={model}", "--threads", "100000", on_one_core=True) as (process, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        answer = generation_pb2_grpc.GenerationServiceStub(channel).GenerateOnce(request, timeout=30)
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+
+    num_threads = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Threads:"))
+    assert answer.choices
+    assert num_threads < 100
+
+
+@pytest.mark.usefixtures("needs_smollm2")
+def test_a_second_start_says_that_its_weights_were_kept(tmp_path: pathlib.Path) -> None:
+    """The first start packs and keeps the weights, the second finds them, and `--no-weight-cache` does without."""
+    origins = []
+    for arguments in ([], [], ["--no-weight-cache"]):
+        with serving_with_log(tmp_path / "log", tmp_path / "weights", *arguments):
+            events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        origins += [each["origin"] for each in events if each["event"] == "weights_loaded"]
+
+    assert origins == ["model files", "weight cache", "model files"]
+    assert len(list((tmp_path / "weights").iterdir())) == 1
+
+
+@contextlib.contextmanager
+def serving_with_log(log: pathlib.Path, cache: pathlib.Path, *arguments: str) -> Iterator[None]:
+    """Run `pathfox serve` with a weight cache of its own, and its log in a file."""
+    command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
+    environment = {**os.environ, "PATHFOX__ENGINE__WEIGHT_CACHE_FOLDER": str(cache)}
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("serving on ")
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.mark.usefixtures("needs_smollm2")

@@ -12,12 +12,13 @@ from tests.fixtures.kernels import CPU, random_matrix, random_rows
 
 
 @pytest.mark.parametrize(
-    ("quota", "wanted"), [("max 100000", 3), ("200000 100000", 2), ("50000 100000", 1), ("900000 100000", 3)]
+    ("quota", "wanted", "limit"),
+    [("max 100000", 3, 4), ("200000 100000", 2, 2), ("50000 100000", 1, 1), ("900000 100000", 3, 4)],
 )
-def test_default_is_bounded_by_affinity_and_quota(
-    quota: str, wanted: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_threads_are_bounded_by_affinity_and_quota(
+    quota: str, wanted: int, limit: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads are as many as the cores that affinity allows, at most the cgroup's quota, at least one."""
+    """Threads are as many as the allowed cores, at most as many as the allowed processors, within the quota."""
     (tmp_path / "cpu.max").write_text(quota)
     for cpu, siblings in enumerate(("0,3", "1", "2", "0,3")):
         (tmp_path / f"cpu{cpu}").write_text(siblings)
@@ -25,7 +26,14 @@ def test_default_is_bounded_by_affinity_and_quota(
     monkeypatch.setattr(threads, "SIBLINGS", str(tmp_path / "cpu{}"))
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 
-    assert wanted == threads.default_num_threads()
+    assert (wanted, limit) == (threads.default_num_threads(), threads.max_num_threads())
+
+
+def test_a_mask_of_one_core_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only one processor may be used, a second thread would only wait for the first."""
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {1})
+
+    assert (threads.default_num_threads(), threads.max_num_threads()) == (1, 1)
 
 
 @pytest.fixture
