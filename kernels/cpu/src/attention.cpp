@@ -17,7 +17,8 @@
 
 namespace {
 
-constexpr int64_t kTileQueries = 48;  // about as many queries (rows times heads of a group) as a tile has
+constexpr int64_t kTileQueries = 96;  // about as many queries (rows times heads of a group) as a tile has
+constexpr int64_t kRunsPerThread = 4;  // of spans: enough to even out, few enough to fetch ahead
 
 struct Problem {
   const float* query;  // [R, H, D]
@@ -47,7 +48,7 @@ class TileHead {
   int64_t num_tokens() const { return problem_.rows.positions[tile_.first_row + tile_.num_rows - 1] + 1; }
   int64_t num_spans() const { return (num_tokens() + kSpan - 1) / kSpan; }
 
-  // Queries of the tile, scaled, in tiles of 8.
+  // Queries of the tile, scaled, in blocks of kMaxQueries.
   void gather_queries(float* to) const {
     const int64_t D = problem_.pages.head_dim;
     for (int64_t q = 0; q < num_queries(); ++q) {
@@ -70,18 +71,19 @@ class TileHead {
     return query;
   }
 
-  // The result of one span for every query that sees any of it.
-  void take(int64_t index, bool is_first_of_thread, const float* queries, const State& result) const {
-    const Span span(problem_.pages, page_ids_, group_, index * kSpan, num_tokens());
-    if (is_first_of_thread) span.fetch_first_keys();
+  // The result of one span for every query that sees any of it. A thread takes spans [begin, end) in order.
+  void take(int64_t index, int64_t begin, int64_t end, const float* queries, const State& result) const {
+    const Span span(problem_.pages, page_ids_, group_, index * kSpan, std::min(end * kSpan, num_tokens()));
+    if (index == begin) span.fetch_first_keys();
     const int64_t first = first_query(index), padded = problem_.padded_dim();
     for (int64_t q = first; q < num_queries();) {
-      const int64_t tile = q / kMaxQueries * kMaxQueries, end = std::min(tile + kMaxQueries, num_queries());
+      const int64_t block = q / kMaxQueries * kMaxQueries, end_query = std::min(block + kMaxQueries, num_queries());
       int64_t counts[kMaxQueries];
-      for (int64_t i = q; i < end; ++i) counts[i - q] = num_visible(i, index);
+      for (int64_t i = q; i < end_query; ++i) counts[i - q] = num_visible(i, index);
       const State part = {result.largest + q, result.total + q, result.values + q * padded};
-      kTakeSpan[end - q - 1](queries + tile * span.head_dim() + q - tile, counts, span, q == first, padded, part);
-      q = end;
+      const float* const from = queries + block * span.head_dim() + q - block;
+      kTakeSpan[end_query - q - 1](from, counts, span, q == first, padded, part);
+      q = end_query;
     }
   }
 
@@ -118,36 +120,42 @@ void attend(const TileHead& head, const Problem& problem) {
   head.gather_queries(queries);
   begin(state, Q, padded);
   for (int64_t i = 0; i < head.num_spans(); ++i) {
-    head.take(i, i == 0, queries, span);
+    head.take(i, 0, head.num_spans(), queries, span);
     fold(state, span, head.first_query(i), Q, padded);
   }
   head.finish(state);
 }
 
-// Few tiles and long sequences: spans are shared among threads, then folded in order.
+// Few tiles and long sequences: runs of spans are shared among threads, then each tile's spans are folded in order.
 void attend_by_spans(const Problem& problem, const Tile* tiles, int64_t num_tiles) {
   thread_local Scratch<float> memory;
   thread_local Scratch<int64_t> offsets_memory;
   const int64_t G = problem.pages.num_groups, num_heads = num_tiles * G, padded = problem.padded_dim();
-  int64_t* const first_span = offsets_memory.reserve(2 * (num_heads + 1));
-  int64_t* const first_float = first_span + num_heads + 1;
-  first_span[0] = first_float[0] = 0;
+  int64_t num_spans = 0;
+  for (int64_t i = 0; i < num_tiles; ++i) num_spans += G * TileHead(problem, tiles[i], 0).num_spans();
+  const int64_t run = std::max<int64_t>(1, num_spans / (kRunsPerThread * num_threads()));
+
+  int64_t* const first_run = offsets_memory.reserve(2 * (num_heads + 1));
+  int64_t* const first_float = first_run + num_heads + 1;
+  first_run[0] = first_float[0] = 0;
   for (int64_t i = 0; i < num_heads; ++i) {
     const TileHead head(problem, tiles[i / G], i % G);
-    first_span[i + 1] = first_span[i] + head.num_spans();
+    first_run[i + 1] = first_run[i] + (head.num_spans() + run - 1) / run;
     first_float[i + 1] = first_float[i] + head.num_spans() * state_size(head.num_queries(), padded);
   }
   float* const results = memory.reserve(first_float[num_heads]);
   const auto result_of = [=](int64_t i, int64_t span, int64_t num_queries) {
     return state_at(results + first_float[i] + span * state_size(num_queries, padded), num_queries);
   };
-  parallel_for(first_span[num_heads], [=, &problem](int64_t item) {
+  parallel_for(first_run[num_heads], [=, &problem](int64_t item) {
     thread_local Scratch<float> query_memory;
-    const int64_t i = std::upper_bound(first_span, first_span + num_heads + 1, item) - first_span - 1;
+    const int64_t i = std::upper_bound(first_run, first_run + num_heads + 1, item) - first_run - 1;
     const TileHead head(problem, tiles[i / G], i % G);
     float* const queries = query_memory.reserve(head.queries_size());
     head.gather_queries(queries);
-    head.take(item - first_span[i], true, queries, result_of(i, item - first_span[i], head.num_queries()));
+    const int64_t begin = (item - first_run[i]) * run, end = std::min(begin + run, head.num_spans());
+    for (int64_t span = begin; span < end; ++span)
+      head.take(span, begin, end, queries, result_of(i, span, head.num_queries()));
   });
   parallel_for(num_heads, [=, &problem](int64_t i) {
     thread_local Scratch<float> state_memory;

@@ -3,33 +3,31 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
-#include "placement.h"
+#include "span.h"
 #include "vector.h"
 
-// Unnamed although a header: there is one user, and functions that nobody else can call are inlined into it.
 namespace {
 
-constexpr int64_t kSpan = 128;      // tokens
-constexpr int kMaxQueries = 8;      // queries that share the registers
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// Queries that share the registers, and how many vectors of sums beside them fit without being spilled.
 #if defined(__AVX512F__)
-constexpr int kAccumulators = 16;
+constexpr int kMaxQueries = 8, kAccumulators = 16;
 #elif defined(__AVX2__)
-constexpr int kAccumulators = 6;
+constexpr int kMaxQueries = 6, kAccumulators = 5;
 #else
-constexpr int kAccumulators = 4;
+constexpr int kMaxQueries = 6, kAccumulators = 4;
 #endif
 
 // How many vectors of a second kind fit the registers beside each of `queries`.
 constexpr int vectors_beside(int queries) {
   return kAccumulators / queries >= 4 ? 4 : kAccumulators / queries >= 2 ? 2 : 1;
 }
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // What is known of each of Q queries after some spans.
 struct State {
@@ -46,54 +44,8 @@ int64_t state_size(int64_t num_queries, int64_t padded_dim) {
   return 2 * (round_up(num_queries, kLanes16) + kLanes16) + num_queries * padded_dim;
 }
 
-// One span of a sequence for one key/value head, in groups of 16 tokens.
-//
-// A thread reads the keys of all groups, then the values of all groups, then the next span. While it reads one block of
-// this order it fetches the one that comes kAhead later: pages lie anywhere in memory, so the hardware cannot guess it.
-class Span {
- public:
-  static constexpr int kAhead = 4;
-  static constexpr int kMaxGroups = kSpan / kLanes16;
-
-  Span(const Pages& pages, const int32_t* page_ids, int64_t group, int64_t start, int64_t num_tokens)
-      : head_dim_(pages.head_dim), page_size_(pages.page_size) {
-    const auto end_of = [=](int64_t from) { return std::min(from + kSpan, num_tokens); };
-    int num_blocks = 0;
-    const auto add = [&](const uint16_t* base, int64_t from, int64_t end, int64_t stride) {
-      for (int64_t token = from; token < end; token += kLanes16) {
-        const int64_t page = token / page_size_, slot = token - page * page_size_;
-        blocks_[num_blocks++] = base + pages.head_at(page_ids[page], group) + slot * stride;
-      }
-    };
-    num_groups_ = static_cast<int>((end_of(start) - start + kLanes16 - 1) / kLanes16);
-    add(pages.keys, start, end_of(start), 1);
-    add(pages.values, start, end_of(start), head_dim_);
-    add(pages.keys, start + kSpan, std::min(start + kSpan + kAhead * kLanes16, num_tokens), 1);
-    while (num_blocks < 2 * num_groups_ + kAhead) blocks_[num_blocks++] = blocks_[0];
-  }
-
-  int64_t head_dim() const { return head_dim_; }
-  int64_t page_size() const { return page_size_; }
-  const uint16_t* keys(int group) const { return blocks_[group]; }                  // [D, 16], rows a page size apart
-  const uint16_t* values(int group) const { return blocks_[num_groups_ + group]; }  // [16, D]
-  const uint16_t* after_keys(int group) const { return blocks_[group + kAhead]; }
-  const uint16_t* after_values(int group) const { return blocks_[num_groups_ + group + kAhead]; }
-
-  // For the span that a thread begins with, of which nothing was fetched before.
-  void fetch_first_keys() const {
-    for (int group = 0; group < std::min(kAhead, num_groups_); ++group)
-      for (int64_t i = 0; i < kLanes16 * head_dim_; i += kLine) __builtin_prefetch(keys(group) + i);
-  }
-
-  static constexpr int kLine = 32;  // halves
-
- private:
-  int64_t head_dim_, page_size_;
-  int num_groups_;
-  const uint16_t* blocks_[2 * kMaxGroups + kAhead];
-};
-
-// Queries stand in tiles of 8: number d of query i at [8 d + i]. Scores of a query stand kSpan apart.
+// Queries stand in blocks of kMaxQueries: number d of query i at [kMaxQueries d + i]. Scores of a query stand kSpan
+// apart.
 
 // scores[q][16 n + lane] for NG groups of tokens.
 template <int NQ, int NG>
@@ -124,16 +76,16 @@ void score_groups(const float* query, const Span& span, int first_group, bool mu
 template <int NQ, int ND, bool IS_HALF>
 void add_values(const float* weights, const Span& span, int64_t begin, int64_t end, int64_t first_dim, bool must_fetch,
                 int64_t padded_dim, float* values) {
-  const int64_t D = span.head_dim();
+  const int64_t stride = span.head_dim();
   F16 sums[NQ][ND];
   for (int q = 0; q < NQ; ++q)
     for (int n = 0; n < ND; ++n) sums[q][n] = load(values + q * padded_dim + first_dim + n * kLanes16);
   for (int64_t t = begin; t < end;) {
     const int group = static_cast<int>(t / kLanes16);
-    const int64_t slot = t % kLanes16, group_end = std::min<int64_t>((group + 1) * kLanes16, end);
-    const uint16_t* row = span.values(group) + slot * D + first_dim;
-    const uint16_t* next = span.after_values(group) + slot * D + first_dim;
-    for (; t < group_end; ++t, row += D, next += D) {
+    const int64_t group_end = std::min<int64_t>((group + 1) * kLanes16, end);
+    const int64_t at = t % kLanes16 * stride + first_dim;
+    const uint16_t *row = span.values(group) + at, *next = span.after_values(group) + at;
+    for (; t < group_end; ++t, row += stride, next += stride) {
       if (must_fetch)
         for (int n = 0; n < ND; n += 2) __builtin_prefetch(next + n * kLanes16);
       F16 value[ND];
@@ -156,24 +108,31 @@ void add_all_dims(const float* weights, const Span& span, int64_t begin, int64_t
   int64_t d = 0;
   for (; d + kWide * kLanes16 <= whole; d += kWide * kLanes16)
     add_values<NQ, kWide, false>(weights, span, begin, end, d, must_fetch, padded_dim, values);
-  for (; d < whole; d += kLanes16)
-    add_values<NQ, 1, false>(weights, span, begin, end, d, must_fetch, padded_dim, values);
+  for (; d < whole; d += kLanes16) add_values<NQ, 1, false>(weights, span, begin, end, d, must_fetch, padded_dim, values);
   if (d < span.head_dim()) add_values<NQ, 1, true>(weights, span, begin, end, d, must_fetch, padded_dim, values);
 }
 
 float largest_of(const float* scores, int64_t count) {
   F16 peak = splat(-kInfinity);
-  for (int64_t t = 0; t < count; t += kLanes16)
-    peak = max(keep_first(load(scores + t), static_cast<int>(count - t), -kInfinity), peak);
+  const int64_t whole = count / kLanes16 * kLanes16;
+  for (int64_t t = 0; t < whole; t += kLanes16) peak = max(load(scores + t), peak);
+  if (whole < count) peak = max(keep_first(load(scores + whole), static_cast<int>(count - whole), -kInfinity), peak);
   return largest(peak);
 }
 
 // Turns the first `count` scores into exp(score - base), up to a whole vector of 16 (zeros behind count); their sum.
 float exponentiate(float* scores, int64_t count, float base) {
   F16 sums = zeros();
-  for (int64_t t = 0; t < count; t += kLanes16) {
-    const F16 weight = keep_first(exp(load(scores + t) - splat(base)), static_cast<int>(count - t), 0.0f);
+  const F16 bases = splat(base);
+  const int64_t whole = count / kLanes16 * kLanes16;
+  for (int64_t t = 0; t < whole; t += kLanes16) {
+    const F16 weight = exp(load(scores + t) - bases);
     store(scores + t, weight);
+    sums = sums + weight;
+  }
+  if (whole < count) {
+    const F16 weight = keep_first(exp(load(scores + whole) - bases), static_cast<int>(count - whole), 0.0f);
+    store(scores + whole, weight);
     sums = sums + weight;
   }
   return sum(sums);
@@ -191,8 +150,7 @@ void take_span(const float* query, const int64_t* counts, const Span& span, bool
   int group = 0;
   for (; group + kWide <= num_groups; group += kWide)
     score_groups<NQ, kWide>(query, span, group, must_fetch, scores + group * kLanes16);
-  for (; group < num_groups; ++group)
-    score_groups<NQ, 1>(query, span, group, must_fetch, scores + group * kLanes16);
+  for (; group < num_groups; ++group) score_groups<NQ, 1>(query, span, group, must_fetch, scores + group * kLanes16);
 
   for (int q = 0; q < NQ; ++q) result.largest[q] = largest_of(scores + q * kSpan, counts[q]);
   for (int q = 0; q < NQ; ++q) result.total[q] = exponentiate(scores + q * kSpan, counts[q], result.largest[q]);
@@ -205,8 +163,13 @@ void take_span(const float* query, const int64_t* counts, const Span& span, bool
 }
 
 using TakeSpan = decltype(&take_span<1>);
-constexpr TakeSpan kTakeSpan[kMaxQueries] = {take_span<1>, take_span<2>, take_span<3>, take_span<4>,
-                                             take_span<5>, take_span<6>, take_span<7>, take_span<8>};
+
+// The function for each number of queries: [n] takes n + 1.
+template <int... N>
+constexpr std::array<TakeSpan, sizeof...(N)> take_span_of(std::integer_sequence<int, N...>) {
+  return {take_span<N + 1>...};
+}
+constexpr auto kTakeSpan = take_span_of(std::make_integer_sequence<int, kMaxQueries>());
 
 // state = state joined with the next span, for queries [first, last).
 void fold(const State& state, const State& span, int64_t first, int64_t last, int64_t padded_dim) {

@@ -48,8 +48,7 @@ inline F16 magnitude(F16 x) { return {_mm512_abs_ps(x.v)}; }
 inline F16 round_even(F16 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // x * 2^n for whole n in [-126, 127].
 inline F16 scale_by_power(F16 x, F16 n) {
-  const __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-  return {_mm512_mul_ps(x.v, _mm512_castsi512_ps(bits))};
+  return {_mm512_scalef_ps(x.v, n.v)};
 }
 inline F16 zero_where_less(F16 x, F16 a, F16 b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};

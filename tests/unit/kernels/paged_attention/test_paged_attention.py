@@ -45,6 +45,8 @@ CASES = {
     "larger pages": Case(heads=6, groups=2, head_dim=40, page_size=32, lengths=[129, 128, 33], num_new=[20, 30, 33]),
     "eight to one": Case(heads=32, groups=4, head_dim=128, page_size=16, lengths=[257], num_new=[40]),
     "wide head": Case(heads=3, groups=1, head_dim=256, page_size=48, lengths=[17, 16, 300], num_new=[17, 1, 1]),
+    "long": Case(heads=6, groups=2, head_dim=16, page_size=16, lengths=[1000], num_new=[3]),
+    "seven to one": Case(heads=14, groups=2, head_dim=64, page_size=16, lengths=[20, 300], num_new=[1, 2]),
     "many to one": Case(heads=71, groups=1, head_dim=16, page_size=16, lengths=[40], num_new=[3]),
 }
 
@@ -79,7 +81,7 @@ def test_rows_may_come_in_any_order(case: Case) -> None:
     together = case.attend()
     order = torch.randperm(case.rows.num_rows, generator=torch.Generator().manual_seed(3))
     num_threads = library.num_threads()
-    for threads in (1, 5):
+    for threads in (1, 2, 5):
         library.set_num_threads(threads)
         shuffled = case.attend(order)
         library.set_num_threads(num_threads)
