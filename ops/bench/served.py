@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc
@@ -14,23 +15,24 @@ STOP_TIMEOUT_S = 60
 
 
 @contextlib.contextmanager
-def serving(*options: str, settings: dict[str, str] | None = None) -> Iterator[tuple[int, str]]:
+def serving(*options: str, log: IO[str] | None = None) -> Iterator[tuple[int, str]]:
     """Serve the default model on a free port for the body.
 
     Args:
         options: of `pathfox serve`.
-        settings: by the names of environment variables.
+        log: where the server's log goes, a line of JSON each; None = warnings only, to stderr.
 
     Yields:
         Process id and address.
     """
     command = [sys.executable, "-m", "server", "serve", "--port", "0", *options]
-    environment = {"PATHFOX__TELEMETRY__LOG_LEVEL": "warning", **(settings or {})}
+    level = {"PATHFOX__TELEMETRY__LOG_LEVEL": "warning" if log is None else "info"}
     process = subprocess.Popen(  # noqa: S603 our own words
         command,
         stdout=subprocess.PIPE,
+        stderr=log,
         text=True,
-        env={**os.environ, **environment},  # noqa: TID251 handed on to the server
+        env={**os.environ, **level},  # noqa: TID251 handed on to the server
     )
     try:
         assert process.stdout is not None

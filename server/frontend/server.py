@@ -97,6 +97,8 @@ class FrontEnd:
                 raise StartupError(f"telemetry.metrics_port: cannot listen on {host}:{port}: {error}") from None
             log.info(telemetry.METRICS_STARTED, host=host, port=self._metrics.port)
         telemetry.REGISTRY.register(self._collector)
+        loop = asyncio.get_running_loop()
+        telemetry.EVENT_LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         await self._server.start()
         self._is_started = True
         self.health.set_serving(is_serving=True)

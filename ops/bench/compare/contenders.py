@@ -15,7 +15,6 @@ import grpc.aio
 from ops.bench import served
 from ops.bench.compare import machine
 from ops.bench.compare.prompts import Measure, Prompts, draw
-from ops.bench.compare.runner import NUM_THREADS
 from pathfox.v1 import generation_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,12 +57,16 @@ class Timed:
 
 
 class Pathfox(Timed):
-    """Ours through everything: a server in a child process, its client in this one."""
+    """Ours through everything: a server in a child process, its client in this one.
+
+    Args:
+        options: of `pathfox serve`.
+    """
 
     name = "pathfox"
 
     def __init__(self, *options: str) -> None:
-        self._options = ("--threads", str(NUM_THREADS), *options)
+        self._options = options
         self._open = contextlib.ExitStack()
         self.versions = {"grpcio": grpc.__version__, "pathfox": commit()}
 

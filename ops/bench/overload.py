@@ -1,0 +1,259 @@
+"""Overload: what a server still achieves at twice the rate that it can sustain, and how it refuses the rest.
+
+First a closed loop finds the capacity, then an open loop (Poisson) sends at a multiple of it; rounds are interleaved.
+Every request asks for its first token within a budget. Goodput counts the output tokens of requests whose budget was
+kept, per second, over the same window of both loops. A refusal's time is taken in the client, from send to status, and
+from the server's log, from the arrival of the call to its status.
+
+Goals: goodput at least 0.95 of capacity; 99 of 100 refusals within 5 ms; each of them says when to come back.
+
+Examples:
+    .venv/bin/python ops/bench/overload.py
+    .venv/bin/python ops/bench/overload.py --soak 600
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.rpc import error_details_pb2, status_pb2
+
+from ops.bench import served
+from ops.bench.compare.prompts import FIRST_TOKEN, LAST_TOKEN
+from ops.bench.soak import Flatness, watch
+from pathfox.v1 import generation_pb2 as pb
+from server.cli.bench.arrivals import due_times_s
+from server.cli.bench.drive import OK, Call, Limits, Recording, SystemClock, drive
+from server.cli.bench.figures import percentile
+from server.cli.bench.target import Target, stubs
+from server.cli.bench.workload import Lengths, Workload
+
+LEAST_GOODPUT, MOST_REFUSAL_MS = 0.95, 5.0
+WORKLOAD = Workload(Lengths(96, 288), Lengths(32, 96))
+CHANNELS = 4
+SETTLE_S = 5.0
+"""At the start of a loop, not counted: queues fill."""
+REFUSED = "RESOURCE_EXHAUSTED"
+
+
+class Listener:
+    """A stub that remembers its calls, so that the details of refusals can be read when all is over."""
+
+    def __init__(self, stub: Any) -> None:  # noqa: ANN401 the class exists for type checkers only
+        self._stub = stub
+        self.calls: list[Any] = []
+
+    def Generate(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401, N802 as the stub's
+        """Make the call and keep it."""
+        self.calls.append(self._stub.Generate(*args, **kwargs))
+        return self.calls[-1]
+
+
+@dataclass(slots=True)
+class Loop:
+    """One loop's record."""
+
+    recording: Recording
+    duration_s: float
+    num_refused: int = 0
+    num_with_retry: int = 0
+    """Refusals that said when to come back."""
+
+    def tokens_per_s(self, budget_s: float) -> float:
+        """Return the goodput: output tokens of requests whose first token came in time."""
+        begin_s = self.recording.begun_s + SETTLE_S
+        end_s = self.recording.begun_s + self.duration_s
+        good = [call for call in self.recording.calls if _is_good(call, budget_s)]
+        return sum(_tokens_between(call, begin_s, end_s) for call in good) / (end_s - begin_s)
+
+    def refusals_ms(self) -> list[float]:
+        """Return how long each refusal took, as the client saw it."""
+        refused = (call for call in self.recording.calls if call.status == REFUSED)
+        return [(call.ended_s - call.sent_s) * 1e3 for call in refused if call.ended_s is not None]
+
+
+def _is_good(call: Call, budget_s: float) -> bool:
+    is_kept = call.status != REFUSED and bool(call.frames)
+    return is_kept and call.frames[0].at_s - call.sent_s <= budget_s
+
+
+def _tokens_between(call: Call, begin_s: float, end_s: float) -> int:
+    until = [frame.sequence for frame in call.frames if frame.at_s <= end_s]
+    before = [frame.sequence for frame in call.frames if frame.at_s < begin_s]
+    return max(until, default=0) - max(before, default=0)
+
+
+@dataclass(slots=True)
+class Bench:
+    """One server under load."""
+
+    target: Target
+    budget_s: float
+    concurrency: int
+    seed: int = field(default=0, init=False)
+
+    async def closed(self, duration_s: float) -> Loop:
+        """Keep so many requests going for a while."""
+        return await self._load(duration_s, count=100_000, rate_per_s=None)
+
+    async def open(self, duration_s: float, rate_per_s: float) -> Loop:
+        """Send at a rate for a while, whatever comes back."""
+        return await self._load(duration_s, count=int(rate_per_s * duration_s), rate_per_s=rate_per_s)
+
+    async def _load(self, duration_s: float, *, count: int, rate_per_s: float | None) -> Loop:
+        self.seed += 1
+        is_open = rate_per_s is not None
+        due_s = due_times_s(count, rate_per_s=rate_per_s, seed=self.seed)
+        recording = Recording(count)
+        async with self.target.open(CHANNELS) as channels:
+            listeners = [Listener(stub) for stub in stubs(channels)]
+            await drive(
+                Endless(self.seed, self.budget_s if is_open else None, count),
+                due_s,
+                stubs=listeners,  # type: ignore[arg-type] # they behave as stubs
+                metadata=(),
+                limits=Limits(count if is_open else self.concurrency, duration_s),
+                recording=recording,
+                clock=SystemClock(),
+            )
+            loop = Loop(recording, duration_s)
+            for call in (each for listener in listeners for each in listener.calls):
+                await _note_refusal(loop, call)
+        return loop
+
+
+class Endless(Sequence[pb.GenerateRequest]):
+    """Requests made when they are due, so that a closed loop of any length needs no memory for them."""
+
+    def __init__(self, seed: int, budget_s: float | None, count: int) -> None:
+        self._seed, self._budget_s, self._count = seed, budget_s, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 a slice is not asked for
+        seed = hash((self._seed, place))
+        (request,) = WORKLOAD.requests(1, seed=seed, vocabulary=range(FIRST_TOKEN, LAST_TOKEN))
+        if self._budget_s is not None:
+            request.time_to_first_token_budget_ms = int(self._budget_s * 1e3)
+        return request
+
+
+async def _note_refusal(loop: Loop, call: Any) -> None:  # noqa: ANN401 as in Listener
+    if not call.done() or (await call.code()).name != REFUSED:
+        return
+    loop.num_refused += 1
+    status = status_pb2.Status()
+    for key, value in await call.trailing_metadata():
+        if key == "grpc-status-details-bin":
+            status.ParseFromString(value)
+    loop.num_with_retry += any(each.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for each in status.details)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = read_options()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        log = Path(folder) / "server.log"
+        stream = stack.enter_context(log.open("w"))
+        serving = served.serving("--threads", str(options.threads), "--metrics-port", "0", log=stream)
+        process_id, address = stack.enter_context(serving)
+        bench = Bench(Target(address), options.budget, options.concurrency)
+        if options.soak:
+            asyncio.run(soak(bench, options, process_id, metrics_port(log)))
+        else:
+            asyncio.run(rounds(bench, options, log))
+
+
+async def rounds(bench: Bench, options: argparse.Namespace, log: Path) -> None:
+    """Find the capacity and exceed it, in turns."""
+    await bench.closed(SETTLE_S)  # warm-up
+    capacities, goodputs, refusals_ms, num_refused, num_with_retry = [], [], [], 0, 0
+    for number in range(options.rounds):
+        closed = await bench.closed(options.duration)
+        done = [call for call in closed.recording.calls if call.status == OK]
+        rate_per_s = len(done) / options.duration
+        opened = await bench.open(options.duration, options.times * rate_per_s)
+        capacities.append(closed.tokens_per_s(float("inf")))
+        goodputs.append(opened.tokens_per_s(bench.budget_s))
+        refusals_ms += opened.refusals_ms()
+        num_refused, num_with_retry = num_refused + opened.num_refused, num_with_retry + opened.num_with_retry
+        ttft_s = [call.frames[0].at_s - call.sent_s for call in opened.recording.calls if call.frames]
+        print(
+            f"round {number + 1}: {rate_per_s:.1f} requests/s sustained, {capacities[-1]:.0f} tok/s; at "
+            f"{options.times:g} times as many: goodput {goodputs[-1]:.0f} tok/s, {opened.num_refused} of "
+            f"{len(opened.recording.calls)} refused, first token p50 {percentile(ttft_s, 50):.2f} s, "
+            f"p99 {percentile(ttft_s, 99):.2f} s",
+            flush=True,
+        )
+    share = statistics.median(goodput / capacity for goodput, capacity in zip(goodputs, capacities, strict=True))
+    client_ms, server_ms = percentile(refusals_ms, 99) or 0.0, percentile(logged_refusals_ms(log), 99) or 0.0
+    print(f"goodput / capacity {share:.3f} (>= {LEAST_GOODPUT}) {verdict(share >= LEAST_GOODPUT)}")
+    for who, seen_ms in (("client", client_ms), ("server", server_ms)):
+        print(
+            f"refusals, p99 at the {who}: {seen_ms:.2f} ms (< {MOST_REFUSAL_MS:g}) {verdict(seen_ms < MOST_REFUSAL_MS)}"
+        )
+    print(f"refusals with RetryInfo: {num_with_retry} of {num_refused} {verdict(num_with_retry == num_refused)}")
+
+
+async def soak(bench: Bench, options: argparse.Namespace, process_id: int, port: int) -> None:
+    """Overload for a long time and watch what grows."""
+    closed = await bench.closed(options.duration)
+    rate_per_s = options.times * sum(call.status == OK for call in closed.recording.calls) / options.duration
+    print(f"soaking for {options.soak:.0f} s at {rate_per_s:.1f} requests/s", flush=True)
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch(process_id, port, options.soak))
+        remaining_s = options.soak
+        while remaining_s > 0:
+            await bench.open(min(options.duration, remaining_s), rate_per_s)
+            remaining_s -= options.duration
+    print("| | first | last | growth in 10 minutes | |\n|---|---|---|---|---|")
+    for each in watching.result():
+        print(row(each))
+
+
+def row(each: Flatness) -> str:
+    """Write one line of the soak's table."""
+    growth = f"{each.growth:+.2f} {each.unit}"
+    return f"| {each.name} | {each.first:.1f} | {each.last:.1f} | {growth} | {verdict(each.is_flat)} |"
+
+
+def verdict(is_reached: bool) -> str:  # noqa: FBT001 that is all it is about
+    """Say whether a goal is reached."""
+    return "pass" if is_reached else "MISS"
+
+
+def logged_refusals_ms(log: Path) -> list[float]:
+    """Return how long the server took for each refusal, by its own log."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return [line["duration_s"] * 1e3 for line in lines if line.get("code") == REFUSED]
+
+
+def metrics_port(log: Path) -> int:
+    """Find the port in the server's log."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    return next(int(line["port"]) for line in lines if line["event"] == "metrics_started")
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--duration", type=float, default=25.0, help="seconds of one loop")
+    parser.add_argument("--times", type=float, default=2.0, help="of the sustainable rate")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds to the first token that a request allows")
+    parser.add_argument("--concurrency", type=int, default=64, help="of the closed loop: what one engine runs at once")
+    parser.add_argument("--soak", type=float, default=0.0, help="overload for so many seconds instead")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
