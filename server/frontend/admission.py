@@ -187,6 +187,9 @@ class Admission:
         self._clock = clock
         self._queues = {criticality: _ClassQueue() for criticality in Criticality}
         self.bulkheads = Bulkheads(config, self._grant)
+        self._prompt_tokens = 0
+        """Of all running requests, as is the next one: what the source's queue is made of."""
+        self._new_tokens = 0
 
     def num_queued(self, criticality: Criticality) -> int:
         """Return how many requests of a class wait."""
@@ -211,10 +214,14 @@ class Admission:
         else:
             await self._wait(bid, now)
         ticket = Ticket(self.bulkheads, bid)
+        self._prompt_tokens += bid.prompt_tokens
+        self._new_tokens += bid.new_tokens
         try:
             yield ticket
         finally:
             ticket.release()
+            self._prompt_tokens -= bid.prompt_tokens
+            self._new_tokens -= bid.new_tokens
 
     async def _wait(self, bid: Bid, now: float) -> None:
         queue = self._queues[bid.criticality]
@@ -288,7 +295,9 @@ class Admission:
         return min(missing, load.queued_tokens + ahead) / rate if rate else 0.0
 
     def _refuse_hopeless(self, bid: Bid, now: float, *, wait_s: float) -> None:
-        rate = bid.load().prefill_tokens_per_s
+        load = bid.load()
+        rate = load.prefill_tokens_per_s
+        wait_s += self._wait_in_source_s(load)
         expected_s = wait_s + (bid.prompt_tokens / rate if rate else 0.0)
         for limit, subject in ((bid.first_token_by_s, "time_to_first_token_budget"), (bid.deadline_s, "deadline")):
             if limit is not None and now + expected_s > limit:
@@ -299,6 +308,18 @@ class Admission:
                     retry_after_s=max(wait_s, MIN_RETRY_S),
                     subject=subject,
                 )
+
+    def _wait_in_source_s(self, load: Load) -> float:
+        """Return how long the source itself lets a request wait behind those that have no slot yet.
+
+        Running ones are taken to be half done. Prompts and outputs are partly computed in the same steps, so the sum of
+        both is up to twice too long: on a guess that is too short requests would be let in and served in vain.
+        """
+        if not (load.waiting_requests and load.prefill_tokens_per_s and load.decode_tokens_per_s):
+            return 0.0
+        ahead = load.queued_tokens * load.waiting_requests / (load.waiting_requests + load.running_requests / 2)
+        all_s = self._prompt_tokens / load.prefill_tokens_per_s + self._new_tokens / load.decode_tokens_per_s
+        return ahead * all_s / max(self._prompt_tokens + self._new_tokens, 1)
 
     def _rejection(self, bid: Bid, reason: str, message: str) -> Overloaded:
         telemetry.REJECTIONS.labels(bid.criticality.name, reason).inc()

@@ -302,3 +302,27 @@ def test_nothing_leaks_under_random_cancellation(seed: int) -> None:
         world.assert_empty()
 
     run(scenario())
+
+
+def test_a_queue_inside_the_source_counts() -> None:
+    """With room in the bulkheads, a budget that the source's own queue will exceed is refused all the same."""
+
+    async def scenario() -> None:
+        busy = Load(
+            running_requests=2,
+            waiting_requests=4,
+            queued_tokens=500,
+            prefill_tokens_per_s=1000.0,
+            decode_tokens_per_s=10.0,
+        )
+        world = World(busy, max_running_tokens=1000)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.request("running", tokens=100))
+            await asyncio.sleep(0)
+            with pytest.raises(DeadlineUnmeetable) as caught:
+                await world.request("late", first_token_by_s=world.loop.time() + 39)
+            assert caught.value.retry_after_s == pytest.approx(40.0)
+            await world.request("patient", first_token_by_s=world.loop.time() + 41)
+        world.assert_empty()
+
+    run(scenario())
