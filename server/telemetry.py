@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TextIO
 from wsgiref.simple_server import WSGIServer
 
@@ -25,6 +25,7 @@ from prometheus_client.exposition import start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.budget import CpuTimeCollector, PhaseCounter
 from server.config import TelemetryConfig
 from server.messages import Load
 
@@ -148,6 +149,17 @@ ACCEPTED_TOKENS = Counter(
     "pathfox_spec_decode_num_accepted_tokens_total", "Guessed tokens that came.", ["model"], registry=REGISTRY
 )
 
+PHASES = PhaseCounter()
+"""The engine's, one after the other on its thread, by `StepFacts.phases_s`; and the event loop's, as named below."""
+REGISTRY.register(PHASES)
+REGISTRY.register(CpuTimeCollector())
+TEXT_PHASE = "text"
+"""Detokenising, stop strings, and the events of a request."""
+FRAME_PHASE = "frame"
+"""Writing events as proto."""
+WRITE_PHASE = "write"
+"""Handing frames to grpc and waiting until it wants the next: others run meanwhile, so these seconds overlap."""
+
 RPC_FINISHED = "rpc_finished"
 RPC_CRASHED = "rpc_crashed"
 DETAILS_NOT_SENT = "details_not_sent"
@@ -233,6 +245,11 @@ class StepFacts(Protocol):
         """Return whether computing it all at once raised."""
         ...
 
+    @property
+    def phases_s(self) -> Mapping[str, float]:
+        """Return the seconds of the engine's thread since the last step, by what it did."""
+        ...
+
 
 def observe_step(model: str) -> Callable[[StepFacts], None]:
     """Return what counts the steps of a model's engine: a few microseconds a step, on the engine's thread."""
@@ -252,6 +269,8 @@ def observe_step(model: str) -> Callable[[StepFacts], None]:
             accepted.inc(step.num_accepted_tokens)
         if step.is_failed:
             failed.inc()
+        for phase, seconds in step.phases_s.items():
+            PHASES.add(phase, model, seconds)
 
     return observe
 

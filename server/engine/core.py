@@ -15,7 +15,7 @@ from server.engine.chain import ChainIds, TokenArray
 from server.engine.events import Emission, EmittedToken
 from server.engine.pages import PagePool, PageTable
 from server.engine.plan import Outcome, Plan, Sample
-from server.engine.report import Rate, StepReport
+from server.engine.report import Phase, Rate, StepReport, Stopwatch
 from server.engine.runner import Runner, StepModel, can_roll_back
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits, Scheduler
@@ -77,7 +77,9 @@ class Core:
             PagePool(sizes.num_pages), table, ChainIds(fingerprint, page_size), self._limits, clock, self._speculation
         )
         self.scheduler = self._new_scheduler()
-        self.runner = Runner(model, table, num_pages=sizes.num_pages, max_num_seqs=sizes.max_num_seqs)
+        self.watch = Stopwatch(clock)
+        """Times the phases of the thread that calls `step`."""
+        self.runner = Runner(model, table, num_pages=sizes.num_pages, max_num_seqs=sizes.max_num_seqs, watch=self.watch)
         self.sampler = Sampler(sizes.max_num_seqs, model.spec.vocabulary_size)
         self.emissions: list[tuple[int, Emission]] = []
         """What readers shall see, by the requests' serial numbers. Taken by whoever calls `step`."""
@@ -152,6 +154,7 @@ class Core:
             self.fail(submission, DeadlineExceeded("the request's deadline has passed"))
         plan = self._plan()
         planned_s = self._clock()
+        self.watch.lap(Phase.SCHEDULE)
         outcome = self._try_to_execute(plan)
         computed_s = self._clock()
         if outcome is not None:
@@ -159,6 +162,7 @@ class Core:
         else:
             self._execute_apart(plan)
         ended_s = self._clock()
+        self.watch.lap(Phase.COMMIT)
         return self._report(
             plan,
             duration_s=ended_s - started_s,
@@ -221,6 +225,7 @@ class Core:
             cached_pages=self.scheduler.pool.num_cached,
             free_pages=self.scheduler.pool.num_free,
             is_failed=is_failed,
+            phases_s=self.watch.take(),
         )
 
     def _execute(self, plan: Plan) -> Outcome:
@@ -228,6 +233,7 @@ class Core:
             return Outcome([], [], [])
         logits = self.runner.run(plan)
         outcome = self.sampler.run(plan, logits)
+        self.watch.lap(Phase.SAMPLE)
         kept = plan.settle(outcome)
         if self._logits_observer is not None:
             self._logits_observer(plan.samples, logits[kept])

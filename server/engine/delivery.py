@@ -11,8 +11,8 @@ from math import inf
 from server.engine.events import Emission, EmittedToken
 from server.engine.report import StepReport
 
-PATIENCE_PER_STREAM_S = 0.002
-"""A frame costs some 0.1 ms of a core from sampler to client; frames may cost a twentieth of the time."""
+PATIENCE_PER_STREAM_S = 0.003
+"""A frame costs some 0.3 ms of a core, server and client together: a twentieth of the time of two cores."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from server.engine.core import ClosedPage, Core, CoreSizes, LogitsObserver
 from server.engine.delivery import Delivery
 from server.engine.events import Emission, EventStream
 from server.engine.intake import check_request
-from server.engine.report import StepReport
+from server.engine.report import Phase, StepReport
 from server.engine.runner import StepModel, page_bytes
 from server.engine.speculation import Speculation
 from server.errors import ConfigError, Internal, SourceLost, Unavailable
@@ -181,6 +181,7 @@ class Engine:
         try:
             while self._obey():
                 self._publish(self._step())
+                self._core.watch.lap(Phase.DELIVER)
             self._core.fail_all(SourceLost("the engine was stopped"))
             self._publish()
         except BaseException:
@@ -201,11 +202,16 @@ class Engine:
 
     def _obey(self) -> bool:
         """Carry out what is in the inbox, waiting for it if there is nothing to compute; return whether to go on."""
+        watch = self._core.watch
         while True:
+            is_idle = not self._core.scheduler.has_work
+            watch.lap(Phase.INTAKE)
             try:
-                command = self._inbox.get(block=not self._core.scheduler.has_work)
+                command = self._inbox.get(block=is_idle)
             except Empty:
                 return True
+            if is_idle:
+                watch.skip()
             match command:
                 case _Submit(request, prompt, serial):
                     self._core.submit(request, prompt, serial)

@@ -15,6 +15,7 @@ from torch import Tensor
 from server.engine.pages import PageTable
 from server.engine.plan import Plan
 from server.engine.repeats import Columns, Repeats
+from server.engine.report import Phase, Stopwatch
 from server.model.memory import Field, LayerMemory, allocate
 from server.model.mixers import ClosingPages
 from server.model.rows import Rows
@@ -89,9 +90,13 @@ class Runner:
         table: pages of each slot; kept by the scheduler.
         num_pages: P.
         max_num_seqs: S.
+        watch: told when the rows are laid out and when they are computed.
     """
 
-    def __init__(self, model: StepModel, table: PageTable, *, num_pages: int, max_num_seqs: int) -> None:
+    def __init__(
+        self, model: StepModel, table: PageTable, *, num_pages: int, max_num_seqs: int, watch: Stopwatch
+    ) -> None:
+        self._watch = watch
         self._model = model
         self._table = table
         self.memory = tuple(
@@ -110,9 +115,15 @@ class Runner:
         """
         step = self.repeats.find(plan.num_rows, _num_logit_rows(plan))
         if step is None:
-            return self._compute(self.rows(plan))
-        _fill(step.columns, plan)
-        return self.repeats.run(step)
+            rows = self.rows(plan)
+            self._watch.lap(Phase.ROWS)
+            logits = self._compute(rows)
+        else:
+            _fill(step.columns, plan)
+            self._watch.lap(Phase.ROWS)
+            logits = self.repeats.run(step)
+        self._watch.lap(Phase.KERNELS)
+        return logits
 
     def rows(self, plan: Plan) -> Rows:
         """Lay the plan's rows out in memory of their own."""

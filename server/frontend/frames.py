@@ -1,11 +1,13 @@
 """Proto out: events of a generation become frames, descriptions of models become messages."""
 
+import time
 from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
 
 from pathfox.v1 import admin_pb2, model_pb2
 from pathfox.v1 import generation_pb2 as pb
+from server import telemetry
 from server.frontend.models import ServedModel
 from server.frontend.requests import (
     MAX_LOGPROBS,
@@ -23,6 +25,13 @@ from server.messages import TokenLogprob
 
 def write_event(event: GenerationEvent) -> pb.GenerateResponse:
     """Write one frame of a stream."""
+    begun_s = time.perf_counter()
+    frame = _write_event(event)
+    telemetry.PHASES.add(telemetry.FRAME_PHASE, "", time.perf_counter() - begun_s)
+    return frame
+
+
+def _write_event(event: GenerationEvent) -> pb.GenerateResponse:
     match event:
         case DeltaEvent():
             delta = pb.Delta(text=event.text, token_ids=event.token_ids, logprobs=_write_logprobs(event.logprobs))

@@ -72,7 +72,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # as ab
                 responses: AsyncGenerator[Message, None] = behaviour(read(raw, parse), context)
                 async with contextlib.aclosing(responses):
                     async for response in responses:
+                        begun_s = time.perf_counter()
                         await context.write(response)
+                        telemetry.PHASES.add(telemetry.WRITE_PHASE, "", time.perf_counter() - begun_s)
                         caller.num_frames += 1
                         frames.inc()
 

@@ -10,7 +10,7 @@ import structlog
 
 from server import telemetry
 from server.config import TelemetryConfig
-from server.engine.report import StepReport
+from server.engine.report import Phase, StepReport
 from server.messages import Load
 
 STEP = StepReport(
@@ -77,6 +77,19 @@ def test_counts_the_steps_of_an_engine() -> None:
     assert value("pathfox_engine_steps_failed_total") == 1
     assert value("pathfox_engine_steps_failed_total", "resting") == 0
     assert value("pathfox_step_rows_sum", "resting") == 0
+
+
+def test_counts_where_the_time_of_steps_goes() -> None:
+    """Phases of steps add up for each model under one name, beside what the event loop spends."""
+    observe = telemetry.observe_step("timed")
+    observe(replace(STEP, phases_s={Phase.KERNELS: 0.5}))
+    observe(replace(STEP, phases_s={Phase.KERNELS: 0.25, Phase.SAMPLE: 0.125}))
+    telemetry.PHASES.add(telemetry.TEXT_PHASE, "timed", 0.0625)
+
+    def value(phase: str) -> float | None:
+        return telemetry.REGISTRY.get_sample_value("pathfox_phase_seconds_total", {"phase": phase, "model": "timed"})
+
+    assert [value(phase) for phase in ("kernels", "sample", "text")] == [0.75, 0.125, 0.0625]
 
 
 def test_every_log_event_of_the_front_end_is_a_known_name() -> None:
