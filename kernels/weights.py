@@ -6,7 +6,9 @@ Source of the quantised blocks: ggml's `block_q4_0`, `block_q4_1` and `block_q8_
 """
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,19 +30,24 @@ class Encoding(enum.StrEnum):
     """w = d q: fp16 d, 32 int8."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EncodedMatrix:
-    """A matrix as it stands in a model file."""
+    """A matrix as it stands in a model file, which may not have been read yet."""
 
     encoding: Encoding
     num_rows: int
     """N, the outputs."""
     num_columns: int
     """K, the inputs."""
-    data: Tensor
-    """`[N, K]` in the float dtype, or `[N, bytes of a row]` uint8 with the file's blocks."""
+    source: Tensor | Callable[[], Tensor]
+    """Its data, or what makes it when that is work."""
     name: str = ""
     """What its model calls it: equal names in one model are equal matrices. Empty: it has no name to be kept under."""
+
+    @cached_property
+    def data(self) -> Tensor:
+        """`[N, K]` in the float dtype, or `[N, bytes of a row]` uint8 with the file's blocks."""
+        return self.source if isinstance(self.source, Tensor) else self.source()
 
 
 BLOCK = 32

@@ -110,11 +110,11 @@ class EngineConfig(Section):
     """Guess tokens of texts that repeat and check several in one step: the same tokens, sooner. The engine measures
     whether that pays; where it does not, it costs less than 3 %."""
     page_pool_bytes: int = Field(1024 * 1024 * 1024, ge=1)
-    """Positional memory; 1 GiB holds 46,000 tokens of a 135M model and fits any laptop."""
+    """Positional memory; 1 GiB holds 46,000 tokens of a 135M model and fits any laptop. On CPUs taken as it fills."""
     device: str = "cpu"
     """Where weights and pages live, as torch names it: `cpu`, `cuda`, `cuda:1`."""
     num_threads: int | None = Field(None, ge=1)
-    """Threads of the CPU ops. Unset: the cores that this process may use, by affinity and cgroup quota."""
+    """Threads of the CPU ops, at most the processors that this process may use. Unset: the cores among them."""
     use_weight_cache: bool = True
     """Keep packed weights and digests of model files for the next start, which maps them instead of making them."""
     weight_cache_folder: Path = Field(default_factory=lambda: platformdirs.user_cache_path("pathfox") / "weights")

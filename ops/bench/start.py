@@ -11,7 +11,6 @@ Example:
 import argparse
 import json
 import pathlib
-import platform
 import random
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import time
 from collections import Counter
 from contextlib import AbstractContextManager
 
+from ops.bench.compare import machine
 from ops.bench.served import serving
 from pathfox.client import Client, Delta
 
@@ -46,14 +46,15 @@ def main() -> int:
                 taken.append(measure_start(options.threads, pathlib.Path(cache)))
     memory = measure_memory(options.threads)
     result = {
-        "machine": f"{platform.machine()}, {options.threads} threads",
+        "machine": machine.describe(),
+        "threads": options.threads,
         "rounds": options.rounds,
         "median_s": {name: medians(taken) for name, taken in starts.items()},
         "resident_bytes": memory,
         "all": starts,
     }
     is_reached = report(starts, memory)
-    print(json.dumps({key: value for key, value in result.items() if key != "all"}))
+    print(json.dumps({key: result[key] for key in ("median_s", "resident_bytes")}))
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if is_reached else 1

@@ -84,7 +84,11 @@ HostOption = Annotated[
 ]
 PortOption = Annotated[int | None, typer.Option(help="0 takes a free one. Default 50051.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the CPU ops. Unset: the cores that this process may use.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads of the CPU ops, at most the processors there are. Unset: the cores that this process may use.",
+    ),
 ]
 
 

@@ -10,15 +10,13 @@ import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import structlog
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from kernels.cpu import library, threads
+from server.cli.machine import check_machine
 from server.config import Config, EngineConfig, GenerationDefault, ModelConfig
 from server.engine.engine import Engine
-from server.errors import ConfigError, Internal
+from server.errors import Internal
 from server.frontend.models import Models, ServedModel
 from server.frontend.server import FrontEnd, check_address, check_files
 from server.messages import ModelInfo
@@ -28,8 +26,6 @@ from server.model.model import Model
 from server.telemetry import configure_logging, observe_step
 from server.text.template import ChatTemplate
 from server.text.tokenizer import Tokenizer
-
-log = structlog.get_logger(__name__)
 
 OnReady = Callable[[str], Awaitable[None]]
 """Called with HOST:PORT once the server serves. The server stops when it raises `asyncio.CancelledError`."""
@@ -50,11 +46,9 @@ async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asynci
         Internal: an engine's thread died. Whoever supervises this process starts a new one.
     """
     configure_logging(config.telemetry)
-    if config.engine.num_threads is not None:
-        use_threads(config.engine.num_threads)
     check_address(config.server)
     check_files(config.server)
-    check_device(config.engine.device)
+    check_machine(config.engine)
     stop = stop or asyncio.Event()
     async with contextlib.AsyncExitStack() as running:
         signals = running.enter_context(_stopped_by_signals(stop))
@@ -74,16 +68,6 @@ async def serve(config: Config, *, on_ready: OnReady | None = None, stop: asynci
         await front_end.drain(0 if has_failed else config.server.drain_grace_s)
     if has_failed:
         raise Internal("an engine failed and took the server with it; the log says why")
-
-
-def use_threads(count: int) -> None:
-    """Let the CPU ops use so many threads, or as many as may run here, and say so."""
-    limit = threads.max_num_threads()
-    if count > limit:
-        reason = "this process may use no more processors (affinity mask, cgroup quota)"
-        log.warning("threads_reduced", setting="engine.num_threads", asked=count, used=limit, reason=reason)
-    if library.is_available():
-        library.set_num_threads(min(count, limit))
 
 
 def start_collecting() -> None:
@@ -115,19 +99,6 @@ async def start_model(model_config: ModelConfig, config: Config, running: contex
         tokenizer=_tokenizer(model_config, assets),
         template=_template(assets),
     )
-
-
-def check_device(name: str) -> None:
-    """Find out before a model is loaded whether there is such a device.
-
-    Raises:
-        ConfigError: torch knows no device of this name, or cannot use it here.
-    """
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"engine.device: cannot use {name!r}: {reason}") from None
 
 
 def describe(model: Model, config: ModelConfig, engine: Engine) -> ModelInfo:

@@ -49,7 +49,7 @@ def load_model(
         raise ModelLoadError(str(path), str(error)) from error
     if cache is not None:
         cache.save(model.weights_digest)
-    is_kept = cache is not None and cache.is_complete
+    is_kept = cache is not None and cache.gave_all
     taken_s = round(time.monotonic() - started, 3)
     log.info("weights_loaded", path=str(path), origin="weight cache" if is_kept else "model files", duration_s=taken_s)
     return model

@@ -7,6 +7,7 @@ Q4_0, Q4_1, Q8_0, F16, BF16 and F32 matrices go on as they are. Every other type
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -83,7 +84,7 @@ class GgufFile:
             return EncodedMatrix(ENCODINGS[info.kind], num_rows, num_columns, data, name)
         if info.kind in ENCODINGS:
             return EncodedMatrix(ENCODINGS[info.kind], num_rows, num_columns, data.view(num_rows, -1), name)
-        return EncodedMatrix(Encoding.BF16, num_rows, num_columns, self._as_bf16(name, info), name)
+        return EncodedMatrix(Encoding.BF16, num_rows, num_columns, partial(self._as_bf16, name, info), name)
 
     def vector(self, name: str) -> Tensor:
         """See `WeightFile`."""

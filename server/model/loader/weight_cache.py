@@ -98,9 +98,9 @@ class WeightCache:
         self._open()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all that was asked for was there, and whole."""
-        return self._is_complete
+    def gave_all(self) -> bool:
+        """Whether packed parts were asked for, and all of them were there and whole."""
+        return self._is_complete and bool(self._used)
 
     def blocks(self, key: str, num_bytes: int, fill: Fill) -> Tensor:
         """See `PackedStore`."""

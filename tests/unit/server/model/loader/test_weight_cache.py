@@ -5,12 +5,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from kernels.backend import Backend, use_backend
 from server.errors import ModelLoadError
 from server.model.fingerprint import fingerprint
 from server.model.loader import load_model, weight_cache
+from server.model.loader.gguf import GgufFile
 from server.model.model import Model
 from tests.fixtures.tiny_models import make_tiny_gguf, make_tiny_llama
 
@@ -78,6 +81,27 @@ def test_contents_are_not_read_again(file: Path, folder: Path, monkeypatch: pyte
     second, _ = load(file, folder)
 
     assert first.weights_digest == second.weights_digest
+
+
+def test_what_must_be_decoded_is_decoded_once(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K-quants become bf16 by much work, which a second load does not do again."""
+    blocks = np.random.default_rng(0).integers(0, 0x3C, size=(256, 144), dtype=np.uint8)
+    file = make_tiny_gguf(tmp_path / "k.gguf", hidden=256, ffn=256, blocks={"blk.0.ffn_up.weight": ("q4_k", blocks)})
+    load(file, folder)
+    monkeypatch.setattr(GgufFile, "_as_bf16", lambda *_: pytest.fail("decoded again"))
+
+    assert load(file, folder)[1] == ["weight cache"]
+
+
+def test_only_the_digest_is_kept_for_other_backends(file: Path, folder: Path) -> None:
+    """What is not packed for a CPU comes from the model's files, and what a CPU packed later is kept beside it."""
+    with use_backend(Backend.REFERENCE):
+        first, second = load(file, folder), load(file, folder)
+    on_cpu = load(file, folder)
+
+    assert [logs for _, logs in (first, second)] == [["weight_cache_written", "model files"], ["model files"]]
+    assert on_cpu[1] == ["weight_cache_written", "model files"]
+    assert first[0].weights_digest == second[0].weights_digest == on_cpu[0].weights_digest
 
 
 def flip(at: float) -> Callable[[bytes], bytes]:
