@@ -15,12 +15,15 @@ STOP_TIMEOUT_S = 60
 
 
 @contextlib.contextmanager
-def serving(*options: str, log: IO[str] | None = None) -> Iterator[tuple[int, str]]:
+def serving(
+    *options: str, log: IO[str] | None = None, settings: dict[str, str] | None = None
+) -> Iterator[tuple[int, str]]:
     """Serve the default model on a free port for the body.
 
     Args:
         options: of `pathfox serve`.
         log: where the server's log goes, a line of JSON each; None = warnings only, to stderr.
+        settings: by the names of environment variables.
 
     Yields:
         Process id and address.
@@ -32,7 +35,7 @@ def serving(*options: str, log: IO[str] | None = None) -> Iterator[tuple[int, st
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env={**os.environ, **level},  # noqa: TID251 handed on to the server
+        env={**os.environ, **level, **(settings or {})},  # noqa: TID251 handed on to the server
     )
     try:
         assert process.stdout is not None

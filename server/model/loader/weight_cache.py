@@ -11,6 +11,7 @@ Nothing here is fatal: without a usable file a model is packed in memory.
 import contextlib
 import mmap
 import os
+import shutil
 import struct
 import tempfile
 import time
@@ -22,7 +23,7 @@ from typing import BinaryIO
 
 import structlog
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from kernels.cpu.packed import PACKED_LAYOUT_VERSION, Fill, new_blocks
@@ -35,6 +36,8 @@ SUFFIX, UNFINISHED = ".weights", ".unfinished"
 ALIGNMENT_BYTES = 64
 UNFINISHED_LIFE_S = 3600
 """Nobody writes one file for so long: an older one was left by a process that was killed."""
+MIN_FREE_SIZES = 2
+"""Free space on the disk, in sizes of the file: a cache must not take the last of it from what is not one."""
 PREFIX = struct.Struct("<8sII")
 
 
@@ -70,7 +73,7 @@ class Header(_Stored):
 
     layout: int
     sources: tuple[SourceFile, ...]
-    weights_digest: str
+    weights_digest: str = Field(pattern="^[0-9a-f]{64}$")
     """Of the sources' names and contents, hexadecimal."""
     sections: tuple[Section, ...]
     """In the order of the file."""
@@ -118,9 +121,11 @@ class WeightCache:
         started = time.monotonic()
         try:
             if tuple(SourceFile.of(Path(each.path)) for each in self._sources) != self._sources:
-                log.warning("weight_cache_not_written", path=str(self.path), reason="the model changed as it was read")
-                return
+                raise OSError("the model changed as it was read")
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            free_bytes = shutil.disk_usage(self.path.parent).free
+            if MIN_FREE_SIZES * sum(each.nbytes for each in self._used.values()) > free_bytes:
+                raise OSError(f"only {free_bytes} bytes are free")
             num_bytes = self._write(weights_digest)
             _sweep(self.path.parent)
         except OSError as error:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,16 @@ def test_a_full_disk_leaves_no_half_file(file: Path, folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     assert logs == ["weight_cache_not_written", "model files"]
+    assert list(folder.iterdir()) == []
+
+
+def test_the_last_of_a_disk_is_not_taken(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are kept where half of the free space is enough for them."""
+    num_bytes = load(file, folder)[0].network.embedding.num_bytes
+    kept(folder).unlink()
+    monkeypatch.setattr(weight_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * num_bytes))
+
+    assert load(file, folder)[1] == ["weight_cache_not_written", "model files"]
     assert list(folder.iterdir()) == []
 
 
