@@ -15,9 +15,9 @@ F16 load_column(const uint8_t* from) {
   if constexpr (E == Encoding::kBF16) return load_bfloat(reinterpret_cast<const uint16_t*>(from));
 }
 
-// tile[t][n] = output n of row first_row + t.
+// out[t * kRun + n] = output n of row first_row + t.
 template <Encoding E, int ROWS>
-void multiply_tile(const uint8_t* block, const PreparedRows& rows, int64_t first_row, float* tile) {
+void multiply_tile(const uint8_t* block, const PreparedRows& rows, int64_t first_row, float* out) {
   constexpr int64_t kStride = stride_of(E);
   const int64_t K = rows.num_columns;
   const float* x[ROWS];
@@ -38,5 +38,5 @@ void multiply_tile(const uint8_t* block, const PreparedRows& rows, int64_t first
     const F16 last = load_column<E>(block);
     for (int t = 0; t < ROWS; ++t) even[t] = fma(last, splat(x[t][k]), even[t]);
   }
-  for (int t = 0; t < ROWS; ++t) store(tile + kBlock * t, even[t] + odd[t]);
+  for (int t = 0; t < ROWS; ++t) store(out + kRun * t, even[t] + odd[t]);
 }

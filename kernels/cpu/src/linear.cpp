@@ -1,4 +1,4 @@
-// Products with packed weights: blocks of 16 outputs times tiles of rows, shared among threads.
+// Products with packed weights: runs of a few blocks of 16 outputs times tiles of rows, shared among threads.
 
 #include <algorithm>
 
@@ -11,63 +11,115 @@
 
 namespace {
 
-constexpr int64_t kRowChunk = 64;  // rows that one thread keeps in its cache while it goes through a few blocks
+constexpr int64_t kTilesPerChunk = 12;  // tiles of rows that stay in a thread's cache while it goes through the outputs
+constexpr int64_t kChunkRows = kTilesPerChunk * kMaxTile;
 
-template <Encoding E, int ROWS>
-void multiply(const uint8_t* block, const PreparedRows& rows, int64_t first_row, float* tile) {
+// One or two adjacent blocks of a part.
+struct Run {
+  const Part* part;
+  int64_t block;
+  int num_blocks;
+};
+
+// Tiles [first, last) of the rows.
+struct Tiles {
+  const PreparedRows& rows;
+  int64_t first, last;
+
+  int64_t first_row() const { return rows.first_row(first); }
+  int64_t last_row() const { return rows.first_row(last); }
+};
+
+// Blocks that are multiplied by a tile at once: two fill the registers. Few rows wait for memory and not for sums, and
+// one stream of weights comes faster than two.
+constexpr int64_t kFewRows = 4;
+int run_blocks(const PreparedRows& rows) { return kMaxTile == 1 || rows.num_rows <= kFewRows ? 1 : 2; }
+
+template <Encoding E, int ROWS, int BLOCKS>
+void multiply(const uint8_t* block, const PreparedRows& rows, int64_t row, Ahead& ahead, float* out) {
   if constexpr (is_quantised(E)) {
-    dot_tile<E, ROWS>(block, rows, first_row, tile);
+    dot_tile<E, ROWS, BLOCKS>(block, rows.num_columns / kGroup, rows.quantised(row), ahead, out);
   } else {
-    multiply_tile<E, ROWS>(block, rows, first_row, tile);
+    for (int b = 0; b < BLOCKS; ++b, block += block_bytes(E, rows.num_columns))
+      multiply_tile<E, ROWS>(block, rows, row, out + b * kBlock);
   }
 }
 
-// tile[i][n] = output n of row first + i, for first <= first + i < last.
+template <Encoding E, int BLOCKS>
+void multiply_rows(const uint8_t* block, const PreparedRows& rows, int64_t tile, Ahead& ahead, float* out) {
+  const int64_t row = rows.first_row(tile);
+  switch (rows.tile_rows(tile)) {
+    case 1: return multiply<E, 1, BLOCKS>(block, rows, row, ahead, out);
+#if defined(__AVX2__)
+    case 2: return multiply<E, 2, BLOCKS>(block, rows, row, ahead, out);
+    case 3: return multiply<E, 3, BLOCKS>(block, rows, row, ahead, out);
+    case 4: return multiply<E, 4, BLOCKS>(block, rows, row, ahead, out);
+#endif
+#if defined(__AVX512VNNI__)
+    case 5: return multiply<E, 5, BLOCKS>(block, rows, row, ahead, out);
+#endif
+  }
+}
+
+// out[i * kRun + n] = output n of the run, of row i of the tiles.
 template <Encoding E>
-void multiply_rows(const uint8_t* block, const PreparedRows& rows, int64_t first, int64_t last, float* tile) {
-  int64_t row = first;
-  const auto at = [&] { return tile + (row - first) * kBlock; };
-  for (; row + kMaxTile <= last; row += kMaxTile) multiply<E, kMaxTile>(block, rows, row, at());
-  if constexpr (kMaxTile > 4) {
-    if (row + 4 <= last) {
-      multiply<E, 4>(block, rows, row, at());
-      row += 4;
+void multiply_tiles(const Run& run, const Tiles& tiles, float* out) {
+  const PreparedRows& rows = tiles.rows;
+  const int64_t bytes = block_bytes(E, rows.num_columns), run_bytes = run.num_blocks * bytes;
+  const uint8_t* const block = run.part->blocks + run.block * bytes;
+  const int64_t num_groups = std::max<int64_t>(1, rows.num_columns / kGroup * (tiles.last - tiles.first));
+  Ahead ahead{block + std::max(run_bytes, kFetchAhead), (run_bytes / 64 + num_groups - 1) / num_groups};
+  for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+    float* const at = out + (rows.first_row(tile) - tiles.first_row()) * kRun;
+    if (run.num_blocks == 1) {
+      multiply_rows<E, 1>(block, rows, tile, ahead, at);
+    } else {
+      multiply_rows<E, 2>(block, rows, tile, ahead, at);
     }
-  }
-  if constexpr (kMaxTile > 2) {
-    if (row + 2 <= last) {
-      multiply<E, 2>(block, rows, row, at());
-      row += 2;
-    }
-  }
-  if (row < last) multiply<E, 1>(block, rows, row, at());
-}
-
-void multiply_block(const Part& part, int64_t block, const PreparedRows& rows, int64_t first, int64_t last, float* tile) {
-  const uint8_t* at = part.blocks + block * block_bytes(part.encoding, rows.num_columns);
-  switch (part.encoding) {
-    case Encoding::kF32: return multiply_rows<Encoding::kF32>(at, rows, first, last, tile);
-    case Encoding::kF16: return multiply_rows<Encoding::kF16>(at, rows, first, last, tile);
-    case Encoding::kBF16: return multiply_rows<Encoding::kBF16>(at, rows, first, last, tile);
-    case Encoding::kQ4_0: return multiply_rows<Encoding::kQ4_0>(at, rows, first, last, tile);
-    case Encoding::kQ4_1: return multiply_rows<Encoding::kQ4_1>(at, rows, first, last, tile);
-    case Encoding::kQ8_0: return multiply_rows<Encoding::kQ8_0>(at, rows, first, last, tile);
   }
 }
 
-// Calls body(block, first row, end of rows) for all blocks and rows, in pieces that fit the threads and their caches.
+void multiply_run(const Run& run, const Tiles& tiles, float* out) {
+  switch (run.part->encoding) {
+    case Encoding::kF32: return multiply_tiles<Encoding::kF32>(run, tiles, out);
+    case Encoding::kF16: return multiply_tiles<Encoding::kF16>(run, tiles, out);
+    case Encoding::kBF16: return multiply_tiles<Encoding::kBF16>(run, tiles, out);
+    case Encoding::kQ4_0: return multiply_tiles<Encoding::kQ4_0>(run, tiles, out);
+    case Encoding::kQ4_1: return multiply_tiles<Encoding::kQ4_1>(run, tiles, out);
+    case Encoding::kQ8_0: return multiply_tiles<Encoding::kQ8_0>(run, tiles, out);
+  }
+}
+
+// Calls body(run, column of its first output, tiles) for all runs of the parts and all tiles.
 template <class Body>
-void for_blocks_and_rows(int64_t num_blocks, int64_t num_rows, Body body) {
-  if (num_rows == 0) return;  // a step that only reads prompts selects no row for the head
-  const int64_t num_chunks = (num_rows + kRowChunk - 1) / kRowChunk;
-  const int64_t wanted_items = std::max<int64_t>(1, 8 * num_threads() / num_chunks);
-  const int64_t blocks_per_item = std::clamp<int64_t>(num_blocks / wanted_items, 1, num_chunks > 1 ? 4 : 16);
-  const int64_t items_per_chunk = (num_blocks + blocks_per_item - 1) / blocks_per_item;
-  parallel_for(num_chunks * items_per_chunk, [=](int64_t item) {
-    const int64_t first = item / items_per_chunk * kRowChunk, last = std::min(first + kRowChunk, num_rows);
-    const int64_t begin = item % items_per_chunk * blocks_per_item, end = std::min(begin + blocks_per_item, num_blocks);
-    for (int64_t block = begin; block < end; ++block) body(block, first, last);
+void for_runs_and_tiles(const Part* parts, int64_t num_parts, const PreparedRows& rows, Body body) {
+  if (rows.num_rows == 0) return;  // a step that only reads prompts selects no row for the head
+  const int most_blocks = run_blocks(rows);
+  int64_t num_runs = 0;
+  for (int64_t i = 0; i < num_parts; ++i) num_runs += (parts[i].num_blocks() + most_blocks - 1) / most_blocks;
+  const int64_t num_chunks = (rows.num_tiles() + kTilesPerChunk - 1) / kTilesPerChunk;
+
+  parallel_for(num_chunks * num_runs, [=, &rows](int64_t item) {
+    const int64_t chunk = item / num_runs;
+    const Tiles tiles{rows, chunk * kTilesPerChunk, std::min((chunk + 1) * kTilesPerChunk, rows.num_tiles())};
+    const Part* part = parts;
+    int64_t column = 0, block = item % num_runs * most_blocks;
+    for (;; ++part) {
+      const int64_t whole = (part->num_blocks() + most_blocks - 1) / most_blocks * most_blocks;
+      if (block < whole) break;
+      block -= whole;
+      column += part->num_rows;
+    }
+    const int num_blocks = static_cast<int>(std::min<int64_t>(most_blocks, part->num_blocks() - block));
+    body(Run{part, block, num_blocks}, column + block * kBlock, tiles);
   });
+}
+
+// Calls body(n, count) for the outputs of a run, 16 at a time: those from n on, of which `count` exist.
+template <class Body>
+void for_blocks(const Run& run, Body body) {
+  for (int b = 0; b < run.num_blocks; ++b)
+    body(b * kBlock, static_cast<int>(std::min<int64_t>(kBlock, run.part->num_rows - (run.block + b) * kBlock)));
 }
 
 }  // namespace
@@ -95,29 +147,20 @@ void pathfox_linear(const LinearCall* call) {
   float* const out = call->out;
   const PreparedRows rows =
       prepare_rows({call->x, call->select, call->norm, static_cast<float>(call->epsilon)}, num_rows, *weight);
-  int64_t num_blocks = 0;
-  for (int64_t i = 0; i < weight->num_parts; ++i) num_blocks += weight->parts[i].num_blocks();
-
-  for_blocks_and_rows(num_blocks, num_rows, [=](int64_t block, int64_t first, int64_t last) {
-    const Part* part = weight->parts;
-    int64_t column = 0;
-    for (; block >= part->num_blocks(); ++part) {
-      block -= part->num_blocks();
-      column += part->num_rows;
-    }
-    alignas(64) float tile[kRowChunk * kBlock];
-    multiply_block(*part, block, rows, first, last, tile);
-
-    column += block * kBlock;
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, part->num_rows - block * kBlock));
-    const F16 bias = weight->bias != nullptr ? load_first(weight->bias + column, count) : zeros();
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t at = row * weight->num_rows + column;
-      F16 y = load(tile + (row - first) * kBlock);
-      if (weight->bias != nullptr) y = y + bias;
-      if (residual != nullptr) y = y + load_first(residual + at, count);
-      store_first(out + at, y, count);
-    }
+  for_runs_and_tiles(weight->parts, weight->num_parts, rows, [=](const Run& run, int64_t column, const Tiles& tiles) {
+    alignas(64) float products[kChunkRows * kRun];
+    multiply_run(run, tiles, products);
+    for_blocks(run, [&](int n, int count) {
+      const F16 bias = weight->bias != nullptr ? load_first(weight->bias + column + n, count) : zeros();
+      const float* from = products + n;
+      for (int64_t row = tiles.first_row(); row < tiles.last_row(); ++row, from += kRun) {
+        const int64_t at = row * weight->num_rows + column + n;
+        F16 y = load(from);
+        if (weight->bias != nullptr) y = y + bias;
+        if (residual != nullptr) y = y + load_first(residual + at, count);
+        store_first(out + at, y, count);
+      }
+    });
   });
 }
 
@@ -129,15 +172,15 @@ void pathfox_gated_linear(const LinearCall* call) {
   const PreparedRows rows =
       prepare_rows({call->x, nullptr, call->norm, static_cast<float>(call->epsilon)}, call->num_rows, *call->weight);
 
-  for_blocks_and_rows(gate.num_blocks(), call->num_rows, [=](int64_t block, int64_t first, int64_t last) {
-    alignas(64) float gates[kRowChunk * kBlock], ups[kRowChunk * kBlock];
-    multiply_block(gate, block, rows, first, last, gates);
-    multiply_block(up, block, rows, first, last, ups);
-    const int count = static_cast<int>(std::min<int64_t>(kBlock, gate.num_rows - block * kBlock));
-    for (int64_t row = first; row < last; ++row) {
-      const F16 y = silu(load(gates + (row - first) * kBlock)) * load(ups + (row - first) * kBlock);
-      store_first(out + row * gate.num_rows + block * kBlock, y, count);
-    }
+  for_runs_and_tiles(&gate, 1, rows, [=](const Run& run, int64_t column, const Tiles& tiles) {
+    alignas(64) float gates[kChunkRows * kRun], ups[kChunkRows * kRun];
+    multiply_run(run, tiles, gates);
+    multiply_run({&up, run.block, run.num_blocks}, tiles, ups);
+    for_blocks(run, [&](int n, int count) {
+      int64_t i = n;
+      for (int64_t row = tiles.first_row(); row < tiles.last_row(); ++row, i += kRun)
+        store_first(out + row * gate.num_rows + column + n, silu(load(gates + i)) * load(ups + i), count);
+    });
   });
 }
 

@@ -2,6 +2,9 @@
 
 #include "rows.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "scratch.h"
 #include "thread_pool.h"
 #include "vector.h"
@@ -10,23 +13,36 @@ namespace {
 
 constexpr int64_t kInlineValues = 4096;  // fewer are prepared by the calling thread sooner than by waking others
 
+// Where a group of one row stands in its tile.
+struct GroupPlace {
+  uint8_t* group;
+  int num_rows;  // of the tile
+  int row;
+
+  uint8_t* values(int four) const { return group + 4 * (four * num_rows + row); }
+  uint8_t* number(int which) const { return values(kGroup / 4 + which); }
+};
+
 // Rounds 32 values to multiples of their largest magnitude / 127, halves to even.
-void quantise_group(const float* x, int8_t* q, float& scale, float& scaled_sum, int32_t& sum_of_q) {
+void quantise_group(const float* x, GroupPlace to) {
   const F16 first = load(x), second = load(x + kLanes16);
   const float peak = largest(max(magnitude(first), magnitude(second)));
   const F16 inverse = splat(peak > 0.0f ? 127.0f / peak : 0.0f);
   float rounded[kGroup];
   store(rounded, round_even(first * inverse));
   store(rounded + kLanes16, round_even(second * inverse));
+  int8_t q[kGroup];
   int32_t total = 0;
   for (int i = 0; i < kGroup; ++i) {
     const int32_t value = static_cast<int32_t>(rounded[i]);
     q[i] = static_cast<int8_t>(value);
     total += value;
   }
-  scale = peak / 127.0f;
-  scaled_sum = scale * static_cast<float>(total);
-  sum_of_q = total;
+  const float scale = peak / 127.0f, scaled_sum = scale * static_cast<float>(total);
+  for (int i = 0; i < kGroup / 4; ++i) std::memcpy(to.values(i), q + 4 * i, 4);
+  std::memcpy(to.number(0), &scale, 4);
+  std::memcpy(to.number(1), &scaled_sum, 4);
+  std::memcpy(to.number(2), &total, 4);
 }
 
 }  // namespace
@@ -49,9 +65,8 @@ void norm_row(const float* x, const float* weight, int64_t num_columns, float ep
 }
 
 PreparedRows prepare_rows(const RowSource& source, int64_t num_rows, const Weight& weight) {
-  thread_local Scratch<float> value_memory, scale_memory;
-  thread_local Scratch<int8_t> quantised_memory;
-  thread_local Scratch<int32_t> sum_memory;
+  thread_local Scratch<float> value_memory;
+  thread_local Scratch<uint8_t> tile_memory;
 
   bool has_floats = false, has_quantised = false;
   for (int64_t i = 0; i < weight.num_parts; ++i)
@@ -60,31 +75,33 @@ PreparedRows prepare_rows(const RowSource& source, int64_t num_rows, const Weigh
   const int64_t K = weight.num_columns, G = K / kGroup;
   const bool must_copy = source.norm != nullptr || (has_floats && source.select != nullptr);
   float* const values = must_copy ? value_memory.reserve(num_rows * K) : nullptr;
-  int8_t* const q = has_quantised ? quantised_memory.reserve(num_rows * K) : nullptr;
-  float* const scales = has_quantised ? scale_memory.reserve(2 * num_rows * G) : nullptr;
-  float* const scaled_sums = scales + num_rows * G;
-  int32_t* const sums = has_quantised ? sum_memory.reserve(num_rows * G) : nullptr;
+  uint8_t* const tiles = has_quantised ? tile_memory.reserve(num_rows * G * kGroupBytes) : nullptr;
+  const PreparedRows rows{num_rows, K, values != nullptr ? values : source.x, tiles};
 
-  const auto prepare = [=](int64_t row) {
+  const auto prepare = [=](int64_t row, uint8_t* tile, GroupPlace place) {
     const float* from = source.x + (source.select != nullptr ? source.select[row] : row) * K;
     if (source.norm != nullptr) {
       norm_row(from, source.norm, K, source.epsilon, values + row * K);
       from = values + row * K;
     } else if (values != nullptr) {
-      __builtin_memcpy(values + row * K, from, sizeof(float) * K);
+      std::memcpy(values + row * K, from, sizeof(float) * K);
     }
-    if (q == nullptr) return;
+    if (tile == nullptr) return;
     for (int64_t g = 0; g < G; ++g) {
-      const int64_t at = row * G + g;
-      quantise_group(from + g * kGroup, q + row * K + g * kGroup, scales[at], scaled_sums[at], sums[at]);
+      place.group = tile + g * place.num_rows * kGroupBytes;
+      quantise_group(from + g * kGroup, place);
     }
   };
   if (must_copy || has_quantised) {
-    const int64_t rows_per_item = 1 + kInlineValues / K;
-    parallel_for((num_rows + rows_per_item - 1) / rows_per_item, [=](int64_t item) {
-      const int64_t end = (item + 1) * rows_per_item;
-      for (int64_t row = item * rows_per_item; row < end && row < num_rows; ++row) prepare(row);
+    const int64_t tiles_per_item = 1 + kInlineValues / (K * kMaxTile);
+    parallel_for((rows.num_tiles() + tiles_per_item - 1) / tiles_per_item, [=](int64_t item) {
+      const int64_t end = std::min((item + 1) * tiles_per_item, rows.num_tiles());
+      for (int64_t tile = item * tiles_per_item; tile < end; ++tile) {
+        const int64_t first = rows.first_row(tile);
+        uint8_t* const at = tiles != nullptr ? tiles + first * G * kGroupBytes : nullptr;
+        for (int i = 0; i < rows.tile_rows(tile); ++i) prepare(first + i, at, {at, rows.tile_rows(tile), i});
+      }
     });
   }
-  return {num_rows, K, values != nullptr ? values : source.x, {q, scales, scaled_sums, sums}};
+  return rows;
 }

@@ -5,19 +5,31 @@
 
 #include "weight.h"
 
-// R rows as 8-bit numbers with one scale per group of 32: x ~ scale * q.
-struct QuantisedRows {
-  const int8_t* values;       // [R, K]
-  const float* scales;        // [R, K / 32]
-  const float* scaled_sums;   // [R, K / 32]: scale * sum of q
-  const int32_t* sums;        // [R, K / 32]: sum of q
-};
+// Rows of a tile at most: what a product keeps in registers next to a few blocks of outputs.
+#if defined(__AVX512VNNI__)
+constexpr int kMaxTile = 5;
+#elif defined(__AVX2__)
+constexpr int kMaxTile = 4;
+#else
+constexpr int kMaxTile = 1;
+#endif
+
+// Numbers of a group of 32 columns of a quantised row, x ~ scale * q: 32 q, then a scale, scale * sum of q, sum of q.
+constexpr int64_t kGroupBytes = kGroup + 3 * 4;
 
 struct PreparedRows {
   int64_t num_rows;
   int64_t num_columns;
   const float* values;  // [R, K]; null unless some part is of floats
-  QuantisedRows quantised;  // null pointers unless some part is quantised
+  // Tiles of quantised rows, null unless some part is quantised. A tile of T rows holds per group: 8 x [T, 4] q,
+  // [T] scales, [T] scaled sums, [T] sums. So a product reads one stream, at offsets that the compiler knows.
+  const uint8_t* tiles;
+
+  // Rows are shared out to as few tiles as can hold them, evenly: 8 rows are 4 and 4, not 5 and 3.
+  int64_t num_tiles() const { return (num_rows + kMaxTile - 1) / kMaxTile; }
+  int64_t first_row(int64_t tile) const { return tile * num_rows / num_tiles(); }
+  int tile_rows(int64_t tile) const { return static_cast<int>(first_row(tile + 1) - first_row(tile)); }
+  const uint8_t* quantised(int64_t row) const { return tiles + row * (num_columns / kGroup) * kGroupBytes; }
 };
 
 // Which rows a product takes, and what is done to them first.

@@ -1,4 +1,5 @@
-// The pool: workers spin for a moment after each job, since the next op of a step follows within microseconds, then block.
+// The pool: workers spin for a moment after each job, since the next op of a step follows within microseconds, then
+// block.
 
 #include "thread_pool.h"
 
@@ -41,6 +42,35 @@ bool spin_until(Condition condition) {
   return false;
 }
 
+// Indices [begin, end) that are still to be taken. Their owner takes the first, so that it goes up through memory;
+// other threads, when they have no more of their own, take the last.
+class alignas(64) Share {
+ public:
+  void set(int64_t begin, int64_t end) { ends_.store(pack(begin, end), std::memory_order_relaxed); }
+
+  // Puts the index into `taken`; returns false when none is left.
+  bool take_first(int64_t& taken) { return take(taken, true); }
+  bool take_last(int64_t& taken) { return take(taken, false); }
+
+ private:
+  static uint64_t pack(int64_t begin, int64_t end) {
+    return static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
+  }
+
+  bool take(int64_t& taken, bool is_first) {
+    uint64_t ends = ends_.load(std::memory_order_relaxed);
+    for (;;) {
+      const int64_t begin = static_cast<int64_t>(ends & 0xffffffff), end = static_cast<int64_t>(ends >> 32);
+      if (begin >= end) return false;
+      taken = is_first ? begin : end - 1;
+      const uint64_t rest = is_first ? pack(begin + 1, end) : pack(begin, end - 1);
+      if (ends_.compare_exchange_weak(ends, rest, std::memory_order_relaxed)) return true;
+    }
+  }
+
+  std::atomic<uint64_t> ends_{0};
+};
+
 class ThreadPool {
  public:
   explicit ThreadPool(int count) : num_threads_(count) {}
@@ -69,16 +99,15 @@ class ThreadPool {
     start_workers();
     body_ = body;
     context_ = context;
-    count_ = count;
-    num_taken_.store(0, std::memory_order_relaxed);
-    num_from_back_.store(0, std::memory_order_relaxed);
+    const int64_t num_shares = static_cast<int64_t>(shares_.size());
+    for (int64_t i = 0; i < num_shares; ++i) shares_[i].set(count * i / num_shares, count * (i + 1) / num_shares);
     const uint64_t job = (state_.load(std::memory_order_relaxed) / kJob + 1) * kJob;
     state_.store(job | kOpen);
     if (num_sleeping_.load() > 0) {
       const std::lock_guard<std::mutex> lock(sleeping_);
       has_work_.notify_all();
     }
-    take_from_front();
+    take_indices(0);
     state_.fetch_and(~kOpen);
     wait_until_all_left();
   }
@@ -89,14 +118,14 @@ class ThreadPool {
   static constexpr uint64_t kOpen = 1 << 15;
   static constexpr uint64_t kInside = kOpen - 1;
 
-  // The caller goes up from the first index, workers go down from the last, until all are taken: what a thread takes lies
-  // together in memory.
-  void take_from_front() {
-    for (int64_t i = 0; num_taken_.fetch_add(1, std::memory_order_relaxed) < count_; ++i) body_(context_, i);
-  }
-  void take_from_back() {
-    while (num_taken_.fetch_add(1, std::memory_order_relaxed) < count_)
-      body_(context_, count_ - 1 - num_from_back_.fetch_add(1, std::memory_order_relaxed));
+  // Takes all of a thread's own share, then what is left of the others'.
+  void take_indices(size_t thread) {
+    int64_t i;
+    while (shares_[thread].take_first(i)) body_(context_, i);
+    for (size_t k = 1; k < shares_.size(); ++k) {
+      Share& other = shares_[(thread + k) % shares_.size()];
+      while (other.take_last(i)) body_(context_, i);
+    }
   }
 
   void wait_until_all_left() {
@@ -126,7 +155,7 @@ class ThreadPool {
     all_left_.notify_all();
   }
 
-  void work() {
+  void work(size_t thread) {
     uint64_t last_job = 0;
     const auto is_new = [&] {
       const uint64_t state = state_.load(std::memory_order_relaxed);
@@ -140,14 +169,16 @@ class ThreadPool {
         num_sleeping_.fetch_sub(1);
       }
       if (try_enter(last_job)) {
-        take_from_back();
+        take_indices(thread);
         leave();
       }
     }
   }
 
   void start_workers() {
-    while (static_cast<int>(workers_.size()) < num_threads() - 1) workers_.emplace_back([this] { work(); });
+    if (!workers_.empty()) return;
+    shares_ = std::vector<Share>(num_threads());
+    for (size_t i = 1; i < shares_.size(); ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
   void stop_workers() {
@@ -164,11 +195,10 @@ class ThreadPool {
   std::mutex running_;  // held by the one caller whose job runs
   std::atomic<int> num_threads_;
   std::vector<std::thread> workers_;
+  std::vector<Share> shares_;  // the caller's, then one for each worker
 
   IndexedBody body_ = nullptr;
   void* context_ = nullptr;
-  int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> num_taken_{0}, num_from_back_{0};
   alignas(64) std::atomic<uint64_t> state_{0};
 
   alignas(64) std::mutex sleeping_;

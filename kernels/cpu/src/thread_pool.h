@@ -1,6 +1,6 @@
 // One pool of threads behind all ops.
 //
-// Work is a range of indices that threads take one by one. The calling thread works too and never waits for a thread
+// Work is a range of indices of which each thread has a share, that it takes one by one, and then what others left. The calling thread works too and never waits for a thread
 // that has not begun, so a worker that sleeps, or whose core was taken, costs its help and nothing else.
 #pragma once
 

@@ -11,6 +11,7 @@
 
 constexpr int kBlock = 16;  // outputs of a block
 constexpr int kGroup = 32;  // columns that share a scale
+constexpr int kRun = 2 * kBlock;  // outputs that a product computes at a time, at most
 
 enum class Encoding : int64_t { kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ8_0 };
 
