@@ -20,6 +20,13 @@ PHASES_NAME = "pathfox_phase_seconds"
 CPU_NAME = "pathfox_thread_cpu_seconds"
 ENGINE, KERNELS, LOOP, GRPC, OTHER = "engine", "kernels", "event loop", "grpc", "other"
 
+TEXT = "text"
+"""Phase of the event loop: detokenising, stop strings, and the events of a request."""
+FRAME = "frame"
+"""Phase of the event loop: writing events as proto."""
+WRITE = "write"
+"""Handing frames to grpc and waiting until it wants the next: others run meanwhile, so these seconds overlap."""
+
 _PYTHON_GROUPS = {"pathfox-engine": ENGINE, "MainThread": LOOP}
 _GRPC_POLLER = "_poll_wrapper"
 """grpc.aio's own thread, by the name that Python gives it."""

@@ -150,15 +150,9 @@ ACCEPTED_TOKENS = Counter(
 )
 
 PHASES = PhaseCounter()
-"""The engine's, one after the other on its thread, by `StepFacts.phases_s`; and the event loop's, as named below."""
+"""The engine's, one after the other on its thread, as `StepFacts.phases_s` says; the event loop's as in `budget.py`."""
 REGISTRY.register(PHASES)
 REGISTRY.register(CpuTimeCollector())
-TEXT_PHASE = "text"
-"""Detokenising, stop strings, and the events of a request."""
-FRAME_PHASE = "frame"
-"""Writing events as proto."""
-WRITE_PHASE = "write"
-"""Handing frames to grpc and waiting until it wants the next: others run meanwhile, so these seconds overlap."""
 
 RPC_FINISHED = "rpc_finished"
 RPC_CRASHED = "rpc_crashed"

@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from pathfox.v1 import admin_pb2, model_pb2
 from pathfox.v1 import generation_pb2 as pb
-from server import telemetry
+from server import budget, telemetry
 from server.frontend.models import ServedModel
 from server.frontend.requests import (
     MAX_LOGPROBS,
@@ -27,7 +27,7 @@ def write_event(event: GenerationEvent) -> pb.GenerateResponse:
     """Write one frame of a stream."""
     begun_s = time.perf_counter()
     frame = _write_event(event)
-    telemetry.PHASES.add(telemetry.FRAME_PHASE, "", time.perf_counter() - begun_s)
+    telemetry.PHASES.add(budget.FRAME, "", time.perf_counter() - begun_s)
     return frame
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from server import telemetry
+from server import budget, telemetry
 from server.errors import DeadlineExceeded, Internal
 from server.frontend.admission import Admission, Bid
 from server.frontend.caller import Caller
@@ -192,7 +192,7 @@ class Generation:
                     self._add_finished(event)
                 case Started():
                     self._add_started(event)
-        telemetry.PHASES.add(telemetry.TEXT_PHASE, self.model.info.name, time.perf_counter() - begun_s)
+        telemetry.PHASES.add(budget.TEXT, self.model.info.name, time.perf_counter() - begun_s)
         if self._is_over and self._run is not None:
             # Stop strings may have ended every completion before the source did.
             self._run.cancel()

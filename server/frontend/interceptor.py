@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from server import telemetry
+from server import budget, telemetry
 from server.errors import InvalidRequest
 from server.frontend.caller import Caller, set_caller
 
@@ -74,7 +74,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # as ab
                     async for response in responses:
                         begun_s = time.perf_counter()
                         await context.write(response)
-                        telemetry.PHASES.add(telemetry.WRITE_PHASE, "", time.perf_counter() - begun_s)
+                        telemetry.PHASES.add(budget.WRITE, "", time.perf_counter() - begun_s)
                         caller.num_frames += 1
                         frames.inc()
 

@@ -16,6 +16,7 @@ from server.cli.bench.drive import Limits
 from server.cli.bench.figures import Goal, completed, figures, parse_percentiles, per_request
 from server.cli.bench.pathfox import PathfoxTarget
 from server.cli.bench.plot import check_can_draw, draw
+from server.cli.bench.profile import profile as run_profile
 from server.cli.bench.provenance import provenance
 from server.cli.bench.recording import Recording
 from server.cli.bench.report import check_writable, tables, write_json
@@ -69,6 +70,8 @@ def bench(
     percentiles: options.Percentiles = "50,90,99",
     json: options.Json = None,
     plot: options.Plot = None,
+    profile: options.Profile = None,
+    metrics_address: options.MetricsAddress = None,
     token: TokenOption = None,
     *,
     stop_at_eos: options.StopAtEos = False,
@@ -96,6 +99,11 @@ def bench(
         num_warmups=warmup,
         seed=seed,
     )
+    if profile is not None:
+        check_writable("--profile", profile)
+        check_can_draw("--profile")
+        run_profile(plan, profile, metrics_address)
+        return
     goal = Goal.parse(goodput) if goodput is not None else None
     output = Output(goal, parse_percentiles(percentiles), json, plot, is_detailed=detailed)
     _check_output(output)
@@ -124,7 +132,7 @@ def _check_output(output: Output) -> None:
         if path is not None:
             check_writable(option, path)
     if output.plot is not None:
-        check_can_draw()
+        check_can_draw("--plot")
 
 
 def _show(recording: Recording, output: Output, settings: Mapping[str, object], load: str) -> None:

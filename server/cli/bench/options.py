@@ -49,7 +49,14 @@ Percentiles = Annotated[str, result(help="Of every latency.")]
 Json = Annotated[Path | None, result(help="Write figures, settings, machine and versions here.")]
 Detailed = Annotated[bool, result("--detailed", help="In the JSON, also lists with an entry for each request.")]
 Plot = Annotated[Path | None, result(help="Draw a PNG here (needs matplotlib).")]
+Profile = Annotated[
+    Path | None,
+    result(help="Instead: run it at 1, 8 and 32 at once, print where a token's time goes and draw that here."),
+]
 
+MetricsAddress = Annotated[
+    str | None, server(help="HOST:PORT of the server's metrics, for --profile (`pathfox serve --metrics-port`).")
+]
 Channels = Annotated[int, server(help="Connections.")]
 AllowRemote = Annotated[bool, server("--allow-remote", help="Load a server on another machine.")]
 

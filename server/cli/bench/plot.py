@@ -20,14 +20,14 @@ DISTRIBUTIONS = {"ttft": "Time to first token", "itl": "Gap between messages (IT
 BAR, LINE, MARK, FAULT = "#4c8dae", "#1f4e68", "#d1495b", "#e9b44c"
 
 
-def check_can_draw() -> None:
+def check_can_draw(option: str) -> None:
     """Find out before the load whether it can be drawn.
 
     Raises:
         ConfigError: says what to install.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("--plot: needs matplotlib: pip install matplotlib")
+        raise ConfigError(f"{option}: needs matplotlib: pip install matplotlib")
 
 
 def draw(path: Path, recording: Recording, title: str) -> None:

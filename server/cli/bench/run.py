@@ -33,7 +33,7 @@ class Plan:
     due_s: list[float]
     limits: Limits
     num_warmups: int
-    seed: int
+    seed: int | str
 
 
 def run(plan: Plan, recording: Recording) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from server import telemetry
+from server import budget, telemetry
 from server.config import TelemetryConfig
 from server.engine.report import Phase, StepReport
 from server.messages import Load
@@ -84,7 +84,7 @@ def test_counts_where_the_time_of_steps_goes() -> None:
     observe = telemetry.observe_step("timed")
     observe(replace(STEP, phases_s={Phase.KERNELS: 0.5}))
     observe(replace(STEP, phases_s={Phase.KERNELS: 0.25, Phase.SAMPLE: 0.125}))
-    telemetry.PHASES.add(telemetry.TEXT_PHASE, "timed", 0.0625)
+    telemetry.PHASES.add(budget.TEXT, "timed", 0.0625)
 
     def value(phase: str) -> float | None:
         return telemetry.REGISTRY.get_sample_value("pathfox_phase_seconds_total", {"phase": phase, "model": "timed"})
