@@ -22,50 +22,33 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from google.rpc import error_details_pb2, status_pb2
 
 from ops.bench import served
-from ops.bench.compare.prompts import FIRST_TOKEN, LAST_TOKEN
 from ops.bench.soak import Flatness, watch
-from pathfox.v1 import generation_pb2 as pb
 from server.cli.bench.arrivals import due_times_s
-from server.cli.bench.drive import OK, Call, Limits, Recording, SystemClock, drive
+from server.cli.bench.connection import connect
+from server.cli.bench.drive import Limits, SystemClock, drive
 from server.cli.bench.figures import percentile
-from server.cli.bench.target import Target, stubs
-from server.cli.bench.workload import Lengths, Workload
+from server.cli.bench.pathfox import PathfoxTarget
+from server.cli.bench.recording import Call, Outcome, Recording
+from server.cli.bench.workload import Lengths, Workload, random_tokens
 
 LEAST_GOODPUT, MOST_REFUSAL_MS = 0.95, 5.0
 WORKLOAD = Workload(Lengths(96, 288), Lengths(32, 96))
+VOCABULARY_SIZE = 49_152
 CHANNELS = 4
+MAX_REQUESTS = 100_000
 SETTLE_S = 10.0
 """At the start of a loop, not counted: queues fill, and a closed loop that began all at once gets out of step."""
 REFUSED = "RESOURCE_EXHAUSTED"
 
 
-class Listener:
-    """A stub that remembers its calls, so that the details of refusals can be read when all is over."""
-
-    def __init__(self, stub: Any) -> None:  # noqa: ANN401 the class exists for type checkers only
-        self._stub = stub
-        self.calls: list[Any] = []
-
-    def Generate(self, *args: object, **kwargs: object) -> Any:  # noqa: ANN401, N802 as the stub's
-        """Make the call and keep it."""
-        self.calls.append(self._stub.Generate(*args, **kwargs))
-        return self.calls[-1]
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Loop:
     """One loop's record."""
 
     recording: Recording
     duration_s: float
-    num_refused: int = 0
-    num_with_retry: int = 0
-    """Refusals that said when to come back."""
 
     @property
     def window_s(self) -> tuple[float, float]:
@@ -73,32 +56,36 @@ class Loop:
         return self.recording.begun_s + SETTLE_S, self.recording.begun_s + self.duration_s
 
     @property
+    def refused(self) -> list[Call]:
+        """Return the calls that found no room, whether or not they were told when to come back."""
+        return [call for call in self.recording.calls if call.status == REFUSED]
+
+    @property
     def requests_per_s(self) -> float:
         """Return how many ended well."""
         begin_s, end_s = self.window_s
-        ends_s = [call.ended_s for call in self.recording.calls if call.status == OK and call.ended_s is not None]
-        return sum(begin_s <= each <= end_s for each in ends_s) / (end_s - begin_s)
+        done = [call for call in self.recording.calls if call.outcome is Outcome.COMPLETED]
+        return sum(begin_s <= (call.ended_s or 0) <= end_s for call in done) / (end_s - begin_s)
 
     def tokens_per_s(self, budget_s: float = math.inf) -> float:
         """Return the goodput: output tokens of requests whose first token came in time."""
         begin_s, end_s = self.window_s
-        good = [call for call in self.recording.calls if _is_good(call, budget_s)]
+        good = [call for call in self.recording.calls if call.frames and first_token_s(call) <= budget_s]
         return sum(_tokens_between(call, begin_s, end_s) for call in good) / (end_s - begin_s)
 
     def refusals_ms(self) -> list[float]:
         """Return how long each refusal took, as the client saw it."""
-        refused = (call for call in self.recording.calls if call.status == REFUSED)
-        return [(call.ended_s - call.sent_s) * 1e3 for call in refused if call.ended_s is not None]
+        return [(call.ended_s - call.sent_s) * 1e3 for call in self.refused if call.ended_s is not None]
 
 
-def _is_good(call: Call, budget_s: float) -> bool:
-    is_kept = call.status != REFUSED and bool(call.frames)
-    return is_kept and call.frames[0].at_s - call.sent_s <= budget_s
+def first_token_s(call: Call) -> float:
+    """Return how long the first token took."""
+    return call.frames[0].at_s - call.sent_s
 
 
 def _tokens_between(call: Call, begin_s: float, end_s: float) -> int:
-    until = [frame.sequence for frame in call.frames if frame.at_s <= end_s]
-    before = [frame.sequence for frame in call.frames if frame.at_s < begin_s]
+    until = [frame.num_tokens for frame in call.frames if frame.at_s <= end_s]
+    before = [frame.num_tokens for frame in call.frames if frame.at_s < begin_s]
     return max(until, default=0) - max(before, default=0)
 
 
@@ -106,67 +93,36 @@ def _tokens_between(call: Call, begin_s: float, end_s: float) -> int:
 class Bench:
     """One server under load."""
 
-    target: Target
+    address: str
     budget_s: float
     concurrency: int
     seed: int = field(default=0, init=False)
+    """Of the last loop; each has prompts of its own."""
 
     async def closed(self, duration_s: float) -> Loop:
         """Keep so many requests going for a while."""
-        return await self._load(duration_s, count=100_000, rate_per_s=None)
+        return await self._load([0.0] * MAX_REQUESTS, duration_s, concurrency=self.concurrency, budget_s=None)
 
     async def open(self, duration_s: float, rate_per_s: float) -> Loop:
         """Send at a rate for a while, whatever comes back."""
-        return await self._load(duration_s, count=int(rate_per_s * duration_s), rate_per_s=rate_per_s)
+        due_s = due_times_s(int(rate_per_s * duration_s), rate_per_s=rate_per_s, seed=self.seed + 1)
+        return await self._load(due_s, duration_s, concurrency=MAX_REQUESTS, budget_s=self.budget_s)
 
-    async def _load(self, duration_s: float, *, count: int, rate_per_s: float | None) -> Loop:
+    async def _load(
+        self, due_s: Sequence[float], duration_s: float, *, concurrency: int, budget_s: float | None
+    ) -> Loop:
         self.seed += 1
-        is_open = rate_per_s is not None
-        due_s = due_times_s(count, rate_per_s=rate_per_s, seed=self.seed)
-        recording = Recording(count)
-        async with self.target.open(CHANNELS) as channels:
-            listeners = [Listener(stub) for stub in stubs(channels)]
+        recording = Recording(len(due_s))
+        async with connect(self.address, count=CHANNELS) as connection:
             await drive(
-                Endless(self.seed, self.budget_s if is_open else None, count),
+                PathfoxTarget(connection, first_token_budget_s=budget_s),
+                WORKLOAD.asks(random_tokens(VOCABULARY_SIZE), seed=self.seed),
                 due_s,
-                stubs=listeners,  # type: ignore[arg-type] # they behave as stubs
-                metadata=(),
-                limits=Limits(count if is_open else self.concurrency, duration_s),
+                limits=Limits(concurrency, duration_s),
                 recording=recording,
                 clock=SystemClock(),
             )
-            loop = Loop(recording, duration_s)
-            for call in (each for listener in listeners for each in listener.calls):
-                await _note_refusal(loop, call)
-        return loop
-
-
-class Endless(Sequence[pb.GenerateRequest]):
-    """Requests made when they are due, so that a closed loop of any length needs no memory for them."""
-
-    def __init__(self, seed: int, budget_s: float | None, count: int) -> None:
-        self._seed, self._budget_s, self._count = seed, budget_s, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 a slice is not asked for
-        seed = hash((self._seed, place))
-        (request,) = WORKLOAD.requests(1, seed=seed, vocabulary=range(FIRST_TOKEN, LAST_TOKEN))
-        if self._budget_s is not None:
-            request.time_to_first_token_budget_ms = int(self._budget_s * 1e3)
-        return request
-
-
-async def _note_refusal(loop: Loop, call: Any) -> None:  # noqa: ANN401 as in Listener
-    if not call.done() or (await call.code()).name != REFUSED:
-        return
-    loop.num_refused += 1
-    status = status_pb2.Status()
-    for key, value in await call.trailing_metadata():
-        if key == "grpc-status-details-bin":
-            status.ParseFromString(value)
-    loop.num_with_retry += any(each.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for each in status.details)
+        return Loop(recording, duration_s)
 
 
 def main() -> None:
@@ -177,7 +133,7 @@ def main() -> None:
         stream = stack.enter_context(log.open("w"))
         serving = served.serving("--threads", str(options.threads), "--metrics-port", "0", log=stream)
         process_id, address = stack.enter_context(serving)
-        bench = Bench(Target(address), options.budget, options.concurrency)
+        bench = Bench(address, options.budget, options.concurrency)
         if options.soak:
             asyncio.run(soak(bench, options, process_id, metrics_port(log)))
         else:
@@ -192,12 +148,12 @@ async def rounds(bench: Bench, options: argparse.Namespace, log: Path) -> None:
         closed = await bench.closed(options.duration)
         opened = await bench.open(options.duration, options.times * closed.requests_per_s)
         pairs.append((closed, opened))
-        seen_s = [call.frames[0].at_s - call.sent_s for call in opened.recording.calls if call.frames]
+        seen_s = [first_token_s(call) for call in opened.recording.calls if call.frames]
         first_s = ", ".join(f"p{percent} {percentile(seen_s, percent) or 0:.2f} s" for percent in (50, 99))
         print(
             f"round {number + 1}: {closed.requests_per_s:.1f} requests/s sustained, {closed.tokens_per_s():.0f} tok/s; "
             f"at {options.times:g} times as many: goodput {opened.tokens_per_s(bench.budget_s):.0f} tok/s, "
-            f"{opened.num_refused} of {len(opened.recording.calls)} refused, first token {first_s}",
+            f"{len(opened.refused)} of {len(opened.recording.calls)} refused, first token {first_s}",
             flush=True,
         )
     report(pairs, bench.budget_s, logged_refusals_ms(log))
@@ -212,8 +168,9 @@ def report(pairs: Sequence[tuple[Loop, Loop]], budget_s: float, server_ms: list[
         p50_ms, p99_ms = (percentile(taken_ms, percent) or 0.0 for percent in (50, 99))
         reached = verdict(p99_ms < MOST_REFUSAL_MS)
         print(f"refusals at the {who}: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms (< {MOST_REFUSAL_MS:g}) {reached}")
-    refused, told = (sum(getattr(opened, name) for _, opened in pairs) for name in ("num_refused", "num_with_retry"))
-    print(f"refusals with RetryInfo: {told} of {refused} {verdict(told == refused)}")
+    refused = [call for _, opened in pairs for call in opened.refused]
+    told = sum(call.outcome is Outcome.REJECTED for call in refused)
+    print(f"refusals with RetryInfo: {told} of {len(refused)} {verdict(told == len(refused))}")
 
 
 async def soak(bench: Bench, options: argparse.Namespace, process_id: int, port: int) -> None:

@@ -13,12 +13,21 @@ TOKENIZE_TIMEOUT_S = 60.0
 
 
 class PathfoxTarget:
-    """Calls `GenerationService` and `ModelService`."""
+    """Calls `GenerationService` and `ModelService`.
+
+    Args:
+        connection: to the server.
+        model: its name; None = the server's default.
+        first_token_budget_s: within which each request wants its first token, or a refusal; None = whenever it comes.
+    """
 
     backend = "pathfox-grpc"
 
-    def __init__(self, connection: Connection, *, model: str | None = None) -> None:
+    def __init__(
+        self, connection: Connection, *, model: str | None = None, first_token_budget_s: float | None = None
+    ) -> None:
         self._metadata = connection.metadata
+        self._budget_ms = None if first_token_budget_s is None else round(first_token_budget_s * 1e3)
         self._model = model
         stubs = [generation_pb2_grpc.GenerationServiceStub(channel) for channel in connection.channels]
         self._next_stub = itertools.cycle(stubs)
@@ -44,7 +53,12 @@ class PathfoxTarget:
         sampling = pb.SamplingParams(
             temperature=ask.temperature, max_tokens=ask.max_tokens, ignore_eos=ask.ignore_eos, seed=ask.seed
         )
-        request = pb.GenerateRequest(model=self._model, token_ids=pb.TokenIds(ids=ask.prompt), sampling_params=sampling)
+        request = pb.GenerateRequest(
+            model=self._model,
+            token_ids=pb.TokenIds(ids=ask.prompt),
+            sampling_params=sampling,
+            time_to_first_token_budget_ms=self._budget_ms,
+        )
         stream = next(self._next_stub).Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             with grpc_errors_as_failures():
