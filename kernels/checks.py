@@ -42,6 +42,9 @@ def require_tensor(name: str, tensor: Tensor, *, shape: tuple[int | None, ...], 
     fits = len(sizes) == len(shape) and all(
         want is None or want == have for have, want in zip(sizes, shape, strict=False)
     )
-    require(fits, f"{name}.shape", sizes, shape)
-    require(tensor.dtype in dtypes, f"{name}.dtype", tensor.dtype, dtypes)
-    require(tensor.is_contiguous(), f"{name} in memory", "gaps or another order", "contiguous")
+    if not fits:
+        refuse(f"{name}.shape", sizes, shape)
+    if tensor.dtype not in dtypes:
+        refuse(f"{name}.dtype", tensor.dtype, dtypes)
+    if not tensor.is_contiguous():
+        refuse(f"{name} in memory", "gaps or another order", "contiguous")

@@ -29,6 +29,8 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "pathfox_rotate_and_store": (INT64, [STRUCT]),
     "pathfox_paged_attention": (None, [STRUCT]),
     "pathfox_replay": (INT64, [POINTER]),
+    "pathfox_sample": (None, [STRUCT]),
+    "pathfox_score": (None, [STRUCT]),
 }
 """Result and argument types of the functions in `src`.
 

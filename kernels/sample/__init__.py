@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import dispatch, gpu_twin
-from kernels.checks import require, require_tensor
+from kernels.checks import require, require_floats, require_tensor
 from kernels.cpu import sample as cpu
 from kernels.sample import reference
 from kernels.sample.rows import (
@@ -54,7 +54,8 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     Source: top_p: Holtzman et al., The curious case of neural text degeneration, 2020; min_p: Nguyen et al., 2024.
     """
     _check_logits(logits)
-    require(rows.temperature.shape[0] == logits.shape[0], "rows", rows.temperature.shape[0], logits.shape[0])
+    num_rows = logits.size(0)
+    require(rows.temperature.size(0) == num_rows, "rows", rows.temperature.size(0), num_rows)
     op = dispatch(logits.device, cpu=cpu.sample, gpu=_gpu_sample, reference=reference.sample)
     return op(logits, rows)
 
@@ -78,5 +79,8 @@ def score(logits: Tensor, token_ids: Tensor, num_top: int) -> SampledRows:
 
 
 def _check_logits(logits: Tensor) -> None:
-    require_tensor("logits", logits, shape=(None, None), dtypes=(torch.float32,))
-    require(1 <= logits.shape[1] <= MAX_VOCABULARY, "vocabulary", logits.shape[1], "1 ..", MAX_VOCABULARY)
+    require_floats("logits", logits)
+    num_dimensions = logits.dim()
+    require(num_dimensions == 2, "logits.dim()", num_dimensions, 2)
+    vocabulary = logits.size(1)
+    require(1 <= vocabulary <= MAX_VOCABULARY, "vocabulary", vocabulary, "1 ..", MAX_VOCABULARY)

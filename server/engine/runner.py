@@ -5,7 +5,7 @@ Knows neither requests nor sampling. R rows, L logit rows, S slots, P pages, V v
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from itertools import chain, islice
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -172,4 +172,8 @@ def _fill(columns: Columns, plan: Plan) -> None:
         positions[row : row + count] = np.arange(start, start + count, dtype=np.int32)
         slots[row : row + count] = sequence.slot
         row += count
-    logit_rows[:] = list(chain(plan.sample_rows, *(range(s.first_row, s.first_row + s.num_rows) for s in plan.spans)))
+    row = len(plan.sample_rows)
+    logit_rows[:row] = plan.sample_rows
+    for span in plan.spans:
+        logit_rows[row : row + span.num_rows] = range(span.first_row, span.first_row + span.num_rows)
+        row += span.num_rows

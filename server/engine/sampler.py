@@ -5,6 +5,8 @@ so a step hands out views. Knows no pages and no requests.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +21,28 @@ from server.messages import SamplingParams, TokenLogprob
 
 _NO_TOKENS: TokenArray = np.zeros(0, dtype=np.int32)
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+class _Gathered(NamedTuple):
+    """The sampling parameters of the sequences in some slots, in this order."""
+
+    slots: list[int]
+    rows: SamplingRows
+    """Without lists of token ids."""
+    positions: NDArray[np.int64]
+    """The memory of `rows.position`."""
+    free_from: int
+    """From this position on no row bans the end of its completion."""
+    has_extras: bool
+
+
+class _Extras(TypedDict):
+    """Fields of `SamplingRows` that few requests use."""
+
+    bias: RaggedTokens
+    bias_values: Tensor
+    prompt: RaggedTokens
+    output: RaggedTokens
 
 
 class Sampler:
@@ -41,10 +65,13 @@ class Sampler:
         self._has_extras = np.zeros(max_num_seqs, np.bool_)
         """Has a penalty or a logit bias: the rare rows that a step looks at one by one."""
         self._banned: list[TokenArray] = [_NO_TOKENS] * max_num_seqs
+        self._gathered: _Gathered | None = None
+        """Of the last step."""
 
     def load(self, sequence: Sequence) -> None:
         """Take over the parameters of a sequence that was given a slot."""
         sampling, slot = sequence.submission.request.sampling, sequence.slot
+        self._gathered = None
         for name, column in self._floats.items():
             column[slot] = getattr(sampling, name)
         self._top_k[slot] = min(sampling.top_k, self._vocabulary_size)
@@ -67,7 +94,8 @@ class Sampler:
         outcome = Outcome(token_ids=[], logprobs=[None] * num_samples, scores=[])
         if num_samples:
             rows = self.rows(plan.samples)
-            sampled = sample(logits[:num_samples], rows.to(logits.device) if logits.is_cuda else rows)
+            chosen_from = logits[:num_samples] if plan.spans else logits  # a slice that holds all costs 10 us
+            sampled = sample(chosen_from, rows.to(logits.device) if logits.is_cuda else rows)
             outcome.token_ids = sampled.token_ids.tolist()
             if rows.max_logprobs >= 0:
                 counts = rows.logprobs.tolist()
@@ -77,54 +105,61 @@ class Sampler:
         return outcome
 
     def rows(self, samples: list[Sample]) -> SamplingRows:
-        """Gather the sampling parameters of samples, one row each."""
-        slots = np.array([sequence.slot for sequence, _ in samples], dtype=np.intp)
-        positions = np.array([position for _, position in samples], dtype=np.int64)
-        floats = {name: column[slots] for name, column in self._floats.items()}
-        logprobs = self._logprobs[slots]
-        bias, bias_values, prompt, output = self._extras(samples, slots)
-        return SamplingRows(
-            **{name: torch.from_numpy(column) for name, column in floats.items()},
+        """Gather the sampling parameters of samples, one row each; good until the next call."""
+        slots = [sequence.slot for sequence, _ in samples]
+        gathered = self._gathered
+        if gathered is None or gathered.slots != slots:
+            gathered = self._gathered = self._gather(slots)
+        positions = [position for _, position in samples]
+        gathered.positions[:] = positions
+        rows = gathered.rows
+        if gathered.has_extras:
+            rows = replace(rows, **self._extras(samples))
+        if min(positions) < gathered.free_from:
+            first_free = self._first_free_position[slots].tolist()
+            facts = zip(slots, positions, first_free, strict=True)
+            bans = (self._banned[slot] if position < free else _NO_TOKENS for slot, position, free in facts)
+            rows = replace(rows, banned=RaggedTokens.of(bans))
+        return rows
+
+    def _gather(self, slots: list[int]) -> "_Gathered":
+        """Gather what stays the same from step to step while the same sequences are sampled."""
+        floats = {name: torch.from_numpy(column[slots]) for name, column in self._floats.items()}
+        logprobs, positions = self._logprobs[slots], np.zeros(len(slots), np.int64)
+        none = RaggedTokens.of([_NO_TOKENS] * len(slots))
+        rows = SamplingRows(
+            **floats,
             top_k=torch.from_numpy(self._top_k[slots]),
             seed=torch.from_numpy(self._seed[slots]),
             index=torch.from_numpy(self._index[slots]),
             position=torch.from_numpy(positions),
             logprobs=torch.from_numpy(logprobs),
-            prompt=prompt,
-            output=output,
-            bias=bias,
-            bias_values=bias_values,
-            banned=self._bans(slots, positions),
+            prompt=none,
+            output=none,
+            bias=none,
+            bias_values=torch.zeros(0),
+            banned=none,
             max_logprobs=int(logprobs.max()),
             is_all_greedy=bool(floats["temperature"].max() < MIN_TEMPERATURE),
         )
+        free_from, has_extras = int(self._first_free_position[slots].max()), bool(self._has_extras[slots].any())
+        return _Gathered(slots, rows, positions, free_from, has_extras)
 
-    def _bans(self, slots: NDArray[np.intp], positions: NDArray[np.int64]) -> RaggedTokens:
-        is_early = positions < self._first_free_position[slots]
-        if not is_early.any():
-            return _no_tokens(slots.size)
-        return RaggedTokens.of(
-            self._banned[slot] if early else _NO_TOKENS
-            for slot, early in zip(slots.tolist(), is_early.tolist(), strict=True)
-        )
-
-    def _extras(
-        self, samples: list[Sample], slots: NDArray[np.intp]
-    ) -> tuple[RaggedTokens, Tensor, RaggedTokens, RaggedTokens]:
-        if not self._has_extras[slots].any():
-            none = _no_tokens(slots.size)
-            return none, torch.zeros(0), none, none
+    def _extras(self, samples: list[Sample]) -> "_Extras":
+        """Gather bias and penalised tokens, which change with every token."""
         sampling = [sequence.submission.request.sampling for sequence, _ in samples]
         values = [value for each in sampling for value in each.logit_bias.values()]
-        is_penalised = [_is_penalised(each) for each in sampling]
-        return (
-            RaggedTokens.of(tuple(each.logit_bias) for each in sampling),
-            torch.tensor(values, dtype=torch.float32),
-            RaggedTokens.of(
+        return _Extras(
+            bias=RaggedTokens.of(tuple(each.logit_bias) for each in sampling),
+            bias_values=torch.tensor(values, dtype=torch.float32),
+            prompt=RaggedTokens.of(
                 each.sequence.submission.prompt if params.repetition_penalty != 1.0 else _NO_TOKENS
                 for each, params in zip(samples, sampling, strict=True)
             ),
-            RaggedTokens.of(each.output if so else _NO_TOKENS for each, so in zip(samples, is_penalised, strict=True)),
+            output=RaggedTokens.of(
+                each.output if _is_penalised(params) else _NO_TOKENS
+                for each, params in zip(samples, sampling, strict=True)
+            ),
         )
 
     def _score(self, plan: Plan, logits: Tensor) -> list[list[TokenLogprob] | None]:
@@ -148,10 +183,6 @@ class Sampler:
 
 def _is_penalised(sampling: SamplingParams) -> bool:
     return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-
-
-def _no_tokens(num_rows: int) -> RaggedTokens:
-    return RaggedTokens(torch.zeros(num_rows + 1, dtype=torch.int32), torch.from_numpy(_NO_TOKENS))
 
 
 def _read(rows: SampledRows, token_ids: list[int], counts: list[int]) -> list[TokenLogprob | None]:

@@ -38,6 +38,23 @@ struct PathfoxSampledRows {
   float* top_logprobs;
   int32_t num_top;
 };
+
+struct PathfoxSampleCall {
+  const float* logits;  // [L, V]
+  int32_t num_rows;     // L
+  int32_t size;         // V
+  PathfoxSamplingRows rows;
+  PathfoxSampledRows out;
+};
+
+struct PathfoxScoreCall {
+  const float* logits;  // [L, V]
+  int32_t num_rows;     // L
+  int32_t size;         // V
+  const int32_t* token_ids;
+  int64_t num_top;
+  PathfoxSampledRows out;
+};
 }
 
 namespace sampling {
@@ -222,18 +239,20 @@ Memory& memory_of_thread() {
 
 extern "C" {
 
-void pathfox_sample(const float* logits, int32_t num_rows, int32_t size, const PathfoxSamplingRows* rows,
-                    PathfoxSampledRows* out) {
-  parallel_for(num_rows, [=](int64_t r) {
-    sampling::sample_row(logits + r * size, size, *rows, *out, static_cast<int>(r), sampling::memory_of_thread());
+void pathfox_sample(const PathfoxSampleCall* call) {
+  PathfoxSampledRows out = call->out;
+  parallel_for(call->num_rows, [=, &out](int64_t r) {
+    const float* const row = call->logits + r * call->size;
+    sampling::sample_row(row, call->size, call->rows, out, static_cast<int>(r), sampling::memory_of_thread());
   });
 }
 
-void pathfox_score(const float* logits, int32_t num_rows, int32_t size, const int32_t* token_ids, int32_t num_top,
-                   PathfoxSampledRows* out) {
-  parallel_for(num_rows, [=](int64_t r) {
-    sampling::Memory& memory = sampling::memory_of_thread();
-    sampling::score_row(logits + r * size, size, token_ids[r], num_top, *out, static_cast<int>(r), memory);
+void pathfox_score(const PathfoxScoreCall* call) {
+  PathfoxSampledRows out = call->out;
+  parallel_for(call->num_rows, [=, &out](int64_t r) {
+    const float* const row = call->logits + r * call->size;
+    sampling::score_row(row, call->size, call->token_ids[r], call->num_top, out, static_cast<int>(r),
+                        sampling::memory_of_thread());
   });
 }
 
