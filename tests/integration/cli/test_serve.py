@@ -27,12 +27,22 @@ os.execv(sys.executable, sys.argv[1:])
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, on_one_core: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `pathfox serve` on a free port; yield the process and the address that it prints."""
+def serving(
+    *arguments: str, on_one_core: bool = False, log: pathlib.Path | None = None, cache: pathlib.Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `pathfox serve` on a free port; yield the process and the address that it prints.
+
+    Its log goes to a file or nowhere; it has a weight cache of the test's own, or none.
+    """
     command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
     if on_one_core:
         command = [sys.executable, "-c", ON_ONE_CORE, *command]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    setting = ("USE_WEIGHT_CACHE", "false") if cache is None else ("WEIGHT_CACHE_FOLDER", str(cache))
+    environment = {**os.environ, f"PATHFOX__ENGINE__{setting[0]}": setting[1]}
+    with (
+        (log or pathlib.Path(os.devnull)).open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -140,29 +150,12 @@ def test_a_second_start_says_that_its_weights_were_kept(tmp_path: pathlib.Path) 
     """The first start packs and keeps the weights, the second finds them, and `--no-weight-cache` does without."""
     origins = []
     for arguments in ([], [], ["--no-weight-cache"]):
-        with serving_with_log(tmp_path / "log", tmp_path / "weights", *arguments):
+        with serving(*arguments, log=tmp_path / "log", cache=tmp_path / "weights"):
             events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
         origins += [each["origin"] for each in events if each["event"] == "weights_loaded"]
 
     assert origins == ["model files", "weight cache", "model files"]
     assert len(list((tmp_path / "weights").iterdir())) == 1
-
-
-@contextlib.contextmanager
-def serving_with_log(log: pathlib.Path, cache: pathlib.Path, *arguments: str) -> Iterator[None]:
-    """Run `pathfox serve` with a weight cache of its own, and its log in a file."""
-    command = [sys.executable, "-m", "server", "serve", "--port", "0", *arguments]
-    environment = {**os.environ, "PATHFOX__ENGINE__WEIGHT_CACHE_FOLDER": str(cache)}
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline().startswith("serving on ")
-            yield
-        finally:
-            process.kill()
 
 
 @pytest.mark.usefixtures("needs_smollm2")
