@@ -14,13 +14,13 @@ from server.cli.bench.arrivals import due_times_s
 from server.cli.bench.connection import check_loopback
 from server.cli.bench.drive import Limits
 from server.cli.bench.figures import Goal, completed, figures, parse_percentiles, per_request
-from server.cli.bench.pathfox import PathfoxTarget
 from server.cli.bench.plot import check_can_draw, draw
 from server.cli.bench.profile import profile as run_profile
 from server.cli.bench.provenance import provenance
 from server.cli.bench.recording import Recording
 from server.cli.bench.report import check_writable, tables, write_json
 from server.cli.bench.run import Plan, run
+from server.cli.bench.target import ProtocolName
 from server.cli.bench.workload import Lengths, Workload
 from server.cli.generate import DEFAULT_ADDRESS, AddressOption, ModelOption, TlsOption, TokenOption
 
@@ -59,6 +59,8 @@ def bench(
     ramp_to: options.RampTo = None,
     warmup: options.Warmup = 0,
     timeout: options.Timeout = 600.0,
+    protocol: options.Protocol = ProtocolName.PATHFOX,
+    tokenizer: options.TokenizerFile = None,
     channels: options.Channels = 4,
     input_tokens: options.InputTokens = "192",
     output_tokens: options.OutputTokens = "64",
@@ -91,7 +93,9 @@ def bench(
         token=token,
         tls=tls,
         channels=channels,
+        protocol=protocol,
         model=model,
+        tokenizer=options.read_tokenizer(tokenizer) if tokenizer is not None else None,
         workload=Workload(*lengths, shared_prefix, temperature, ignore_eos=not stop_at_eos),
         text=options.read_text(text) if text is not None else None,
         due_s=due_times_s(count, rate_per_s=rate, burstiness=burstiness, ramp_to_per_s=ramp_to, seed=seed),
@@ -108,7 +112,7 @@ def bench(
     output = Output(goal, parse_percentiles(percentiles), json, plot, is_detailed=detailed)
     _check_output(output)
     settings = {
-        "backend": PathfoxTarget.backend,
+        "backend": f"{protocol}-grpc",
         "request_rate": rate if math.isfinite(rate) else "inf",
         "burstiness": burstiness,
         "max_concurrency": concurrency or (None if math.isfinite(rate) else default_cap),

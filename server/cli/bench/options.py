@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from server.cli.bench.arrivals import mean_rate_per_s
+from server.cli.bench.target import Codec, ProtocolName
 from server.cli.bench.workload import LENGTHS_HELP
 from server.errors import ConfigError
 
@@ -56,6 +57,14 @@ Profile = Annotated[
 
 MetricsAddress = Annotated[
     str | None, server(help="HOST:PORT of the server's metrics, for --profile (`pathfox serve --metrics-port`).")
+]
+Protocol = Annotated[
+    ProtocolName,
+    server(help="What it speaks: Pathfox's own, vLLM's engine service, or the Open Inference Protocol v2 of Triton."),
+]
+TokenizerFile = Annotated[
+    Path | None,
+    server("--tokenizer", help="The model's tokenizer.json: for --protocol oip, and for vllm with --text."),
 ]
 Channels = Annotated[int, server(help="Connections.")]
 AllowRemote = Annotated[bool, server("--allow-remote", help="Load a server on another machine.")]
@@ -117,3 +126,14 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise ConfigError(f"--text: {path} has no text")
     return text
+
+
+def read_tokenizer(path: Path) -> Codec:
+    """Read a tokenizer.json.
+
+    Raises:
+        ModelLoadError: it is none.
+    """
+    from server.text.tokenizer import Tokenizer  # noqa: PLC0415 only other servers' protocols need it
+
+    return Tokenizer.from_file(path)

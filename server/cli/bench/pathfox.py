@@ -21,8 +21,6 @@ class PathfoxTarget:
         first_token_budget_s: within which each request wants its first token, or a refusal; None = whenever it comes.
     """
 
-    backend = "pathfox-grpc"
-
     def __init__(
         self, connection: Connection, *, model: str | None = None, first_token_budget_s: float | None = None
     ) -> None:

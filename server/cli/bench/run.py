@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from server.cli.bench.connection import connect
+from server.cli.bench.connection import Connection, connect
 from server.cli.bench.drive import Limits, SystemClock, drive
+from server.cli.bench.oip import OipTarget
 from server.cli.bench.pathfox import PathfoxTarget
 from server.cli.bench.recording import Call, OnEnd, Outcome, Recording
-from server.cli.bench.target import CallFailed, Target
+from server.cli.bench.target import CallFailed, Codec, ProtocolName, Target
+from server.cli.bench.vllm import VllmTarget
 from server.cli.bench.workload import Draw, Workload, pieces_of, random_tokens
 from server.errors import ConfigError, StartupError
 
@@ -26,7 +28,10 @@ class Plan:
     token: str | None
     tls: bool
     channels: int
+    protocol: ProtocolName
     model: str | None
+    tokenizer: Codec | None
+    """The model's, where its server does not tokenise."""
     workload: Workload
     text: str | None
     """What prompts are pieces of; None = random tokens."""
@@ -67,7 +72,7 @@ def run(plan: Plan, recording: Recording) -> bool:
 
 async def _run(plan: Plan, recording: Recording, on_end: OnEnd) -> None:
     async with connect(plan.address, token=plan.token, tls=plan.tls, count=plan.channels) as connection:
-        target = PathfoxTarget(connection, model=plan.model)
+        target = _target(plan, connection)
         try:
             draw = await _prepare(plan, target, recording)
         except CallFailed as failure:
@@ -82,6 +87,17 @@ async def _run(plan: Plan, recording: Recording, on_end: OnEnd) -> None:
             clock=SystemClock(),
             on_end=on_end,
         )
+
+
+def _target(plan: Plan, connection: Connection) -> Target:
+    match plan.protocol:
+        case ProtocolName.PATHFOX:
+            return PathfoxTarget(connection, model=plan.model)
+        case ProtocolName.VLLM:
+            return VllmTarget(connection, tokenizer=plan.tokenizer)
+        case ProtocolName.OIP if plan.tokenizer is not None:
+            return OipTarget(connection, tokenizer=plan.tokenizer, model=plan.model)
+    raise ConfigError("--tokenizer: got none, want the model's tokenizer.json: --protocol oip takes text, not tokens")
 
 
 async def _prepare(plan: Plan, target: Target, recording: Recording) -> Draw:

@@ -1,10 +1,21 @@
 """What a server looks like to the load: asks go in, tokens come out, whatever protocol it speaks."""
 
+import enum
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from server.cli.bench.recording import Outcome, Usage
+
+
+class ProtocolName(enum.StrEnum):
+    """What a server may speak."""
+
+    PATHFOX = "pathfox"
+    VLLM = "vllm"
+    """vLLM's engine service."""
+    OIP = "oip"
+    """The Open Inference Protocol v2, as Triton streams it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +29,23 @@ class Ask:
     seed: int
     """At most 63 bits; a protocol that has fewer takes the lowest."""
     ignore_eos: bool
+
+
+class Codec(Protocol):
+    """What turns text into tokens and back: `server.text.tokenizer.Tokenizer`, which costs its import only if asked."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below it."""
+        ...
+
+    def encode(self, text: str, *, allow_special: bool) -> list[int]:
+        """Cut a text into tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Join tokens to a text."""
+        ...
 
 
 class Heard(NamedTuple):
@@ -53,9 +81,6 @@ class CallFailed(Exception):
 
 class Target(Protocol):
     """A server and the protocol that it speaks."""
-
-    backend: str
-    """Name of the protocol in reports."""
 
     async def served(self) -> Served:
         """Ask what is served.

@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 import pathlib
 import signal
@@ -5,16 +6,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
+from pathfox.foreign import vllm_engine_pb2 as vllm_pb
+from pathfox.foreign import vllm_engine_pb2_grpc
 from server.cli.app import app
 from tests.fixtures.scripted_server import scripted_server, wait_answered
 
 PNG = b"\x89PNG\r\n"
 CANNOT_START, FAILED, INTERRUPTED = 2, 1, 130
+NO_TOKENIZER = "/no/such/file: cannot be read as a tokenizer: No such file or directory (os error 2)"
+NEEDS_TOKENIZER = "--tokenizer: got none, want the model's tokenizer.json: --protocol oip takes text, not tokens"
 SECOND_WAVE = 8
 """Answers after which a client of four at once has surely seen some."""
 
@@ -108,6 +115,47 @@ def test_text_is_a_source_of_prompts(tmp_path: pathlib.Path) -> None:
     assert (code, result(json_file)["input_lens"]) == (0, [16, 16])
 
 
+class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
+    """A server that speaks vLLM's protocol: each answer is as long as asked for, two tokens to a message."""
+
+    def GetModelInfo(  # noqa: N802 the proto's name
+        self, _request: vllm_pb.GetModelInfoRequest, _context: object
+    ) -> vllm_pb.GetModelInfoResponse:
+        return vllm_pb.GetModelInfoResponse(served_model_name="theirs", vocab_size=500, max_context_length=100)
+
+    def Generate(  # noqa: N802 the proto's name
+        self, request: vllm_pb.GenerateRequest, _context: object
+    ) -> Iterator[vllm_pb.GenerateResponse]:
+        num_tokens = request.sampling_params.max_tokens
+        for _ in range(num_tokens // 2):
+            yield vllm_pb.GenerateResponse(chunk=vllm_pb.GenerateStreamChunk(token_ids=[1, 2]))
+        prompt_tokens = len(request.tokenized.input_ids)
+        usage = vllm_pb.GenerateComplete(prompt_tokens=prompt_tokens, completion_tokens=num_tokens)
+        yield vllm_pb.GenerateResponse(complete=usage)
+
+
+def test_another_server_is_loaded_in_its_own_protocol(tmp_path: pathlib.Path) -> None:
+    """The same figures, by the same names."""
+    json_file = tmp_path / "run.json"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        server = grpc.server(threads)
+        vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(VllmEngine(), server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        code, _ = bench(
+            *("--protocol", "vllm", "--address", address, "--requests", "3", "--input-tokens", "5"),
+            *("--output-tokens", "6", "--json", str(json_file)),
+        )
+        too_long = bench("--protocol", "vllm", "--address", address)
+        server.stop(None).wait()
+
+    seen = result(json_file)
+    assert (code, seen["backend"], seen["model_id"]) == (0, "vllm-grpc", "theirs")
+    assert (seen["total_input_tokens"], seen["total_output_tokens"], seen["mean_tokens_per_frame"]) == (15, 18, 2.0)
+    assert too_long[0] == CANNOT_START
+    assert too_long[1].endswith("got up to 256 tokens, want at most the model's 100\n")
+
+
 def test_a_server_that_dies_ends_the_run_and_leaves_what_was_seen(tmp_path: pathlib.Path) -> None:
     """The run ends by itself, with exit code 1 and a result that says that it is partial and why."""
     json_file = tmp_path / "run.json"
@@ -191,6 +239,8 @@ def test_lengths_beyond_the_model_are_refused_with_its_limit() -> None:
         (["--json", "/no/such/folder/x"], "--json: cannot write /no/such/folder/x: No such file or directory"),
         (["--plot", "/"], "--plot: cannot write /: Is a directory"),
         (["--text", "/no/such/file"], "--text: cannot read /no/such/file: No such file or directory"),
+        (["--tokenizer", "/no/such/file"], NO_TOKENIZER),
+        (["--protocol", "oip"], NEEDS_TOKENIZER),
         (
             ["--address", "10.0.0.1:1"],
             "--address: 10.0.0.1:1 is not this machine; --allow-remote, if it is yours to load",

@@ -55,8 +55,6 @@ class FakeClock:
 class ScriptedTarget:
     """Answers each request with the next script; asked what it serves, it may be gone."""
 
-    backend = "scripted"
-
     def __init__(self, clock: FakeClock, scripts: Sequence[Sequence[Step]], *, is_gone: bool = False) -> None:
         self._clock = clock
         self._scripts = itertools.cycle(scripts)
