@@ -35,6 +35,9 @@ Burstiness = Annotated[
 ]
 RampTo = Annotated[float | None, load(help="Let the rate go from --rate to this over the run.")]
 Warmup = Annotated[int, load(help="Requests before, of other prompts; not counted.")]
+FirstTokenBudget = Annotated[
+    float | None, load(help="Let the server refuse at once what it cannot begin within so many seconds (pathfox only).")
+]
 Timeout = Annotated[float, load(help="Seconds for each request.")]
 
 InputTokens = Annotated[str, content(help=f"Prompt lengths: {LENGTHS_HELP}.")]
@@ -77,6 +80,7 @@ LIMITS = {
     "ramp_to": (0.001, 1e6),
     "concurrency": (1, MAX_REQUESTS),
     "warmup": (0, MAX_REQUESTS),
+    "first_token_budget": (0.001, 86_400),
     "timeout": (0.001, 1e6),
     "channels": (1, 256),
     "shared_prefix": (0, 10_000_000),

@@ -1,7 +1,7 @@
 """A target that speaks `pathfox.v1`: token ids in, frames with a running count out."""
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
@@ -46,7 +46,7 @@ class PathfoxTarget:
             reply = await self._models.Tokenize(request, timeout=TOKENIZE_TIMEOUT_S, metadata=self._metadata)
         return list(reply.token_ids)
 
-    async def answer(self, ask: Ask, *, timeout_s: float) -> AsyncIterator[Heard]:
+    async def answer(self, ask: Ask, *, timeout_s: float) -> AsyncGenerator[Heard, None]:
         """Stream one generation."""
         sampling = pb.SamplingParams(
             temperature=ask.temperature, max_tokens=ask.max_tokens, ignore_eos=ask.ignore_eos, seed=ask.seed

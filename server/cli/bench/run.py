@@ -35,6 +35,7 @@ class Plan:
     workload: Workload
     text: str | None
     """What prompts are pieces of; None = random tokens."""
+    first_token_budget_s: float | None
     due_s: list[float]
     limits: Limits
     num_warmups: int
@@ -92,7 +93,7 @@ async def _run(plan: Plan, recording: Recording, on_end: OnEnd) -> None:
 def _target(plan: Plan, connection: Connection) -> Target:
     match plan.protocol:
         case ProtocolName.PATHFOX:
-            return PathfoxTarget(connection, model=plan.model)
+            return PathfoxTarget(connection, model=plan.model, first_token_budget_s=plan.first_token_budget_s)
         case ProtocolName.VLLM:
             return VllmTarget(connection, tokenizer=plan.tokenizer)
         case ProtocolName.OIP if plan.tokenizer is not None:

@@ -75,3 +75,11 @@ def test_lengths_beyond_the_context_are_named_with_the_limit() -> None:
     workload.check(140)
     with pytest.raises(ConfigError, match=r"--output-tokens: got up to 140 tokens, want at most the model's 139"):
         workload.check(139)
+
+
+def test_all_requests_ask_for_what_the_workload_says() -> None:
+    """Temperature and the end of the answer are those of the workload."""
+    workload = Workload(FIXED, FIXED, temperature=0.5, ignore_eos=False)
+    ask = next(workload.asks(random_tokens(100), seed=0))
+
+    assert (ask.temperature, ask.ignore_eos, ask.max_tokens) == (0.5, False, 8)
