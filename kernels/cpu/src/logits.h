@@ -41,6 +41,15 @@ inline F8 load8(const float* from) {
   return x;
 }
 
+// Sixteen weights are kept in the widest vectors that the instruction set has.
+#if defined(__AVX512DQ__)
+constexpr int kWeightLanes = 8;
+#else
+constexpr int kWeightLanes = 4;
+#endif
+constexpr int kWeightParts = kLanes16 / kWeightLanes;
+using Weights = int64_t __attribute__((vector_size(8 * kWeightLanes)));
+
 inline F8 splat8(float x) { return F8{} + x; }
 
 inline bool any(I8 mask) {
@@ -69,27 +78,43 @@ struct Scale {
   float largest;
   float inverse_temperature = 1.0f;
   int64_t least = 0;
+  float least_logit = -kInfinity;  // no logit below it reaches `least`
 };
 
-inline L4 whole(F4 x) {
+// Sixteen relative probabilities as whole numbers, halves to even.
+inline void whole16(F16 x, Weights weights[kWeightParts]) {
+  const F16 scaled = x * splat(static_cast<float>(kWeightOfOne));  // exact: a power of two
+#if defined(__AVX512DQ__)
+  weights[0] = bits_of<Weights>(_mm512_cvtps_epi64(low_half(scaled)));
+  weights[1] = bits_of<Weights>(_mm512_cvtps_epi64(high_half(scaled)));
+#else
   const D4 rounder = D4{} + 4503599627370496.0;  // 2^52: the mantissa's last bit is worth 1
-  const D4 shifted = __builtin_convertvector(x, D4) * static_cast<double>(kWeightOfOne) + rounder;
-  return bits_of<L4>(shifted) - bits_of<L4>(rounder);
+  F4 parts[kWeightParts];
+  store(reinterpret_cast<float*>(parts), scaled);
+  for (int i = 0; i < kWeightParts; ++i)
+    weights[i] = bits_of<L4>(__builtin_convertvector(parts[i], D4) + rounder) - bits_of<L4>(rounder);
+#endif
 }
 
-// Weights of 16 logits. Returns their sum, in four parts.
-inline L4 weigh16(F16 x, const Scale& scale, L4 weights[4]) {
-  F4 parts[4];
-  store(reinterpret_cast<float*>(parts), exp((x - splat(scale.largest)) * splat(scale.inverse_temperature)));
-  L4 sum{};
-  for (int i = 0; i < 4; ++i) {
-    const L4 weight = whole(parts[i]);
-    sum += weights[i] = weight & (weight >= L4{} + scale.least);
-  }
+inline int64_t whole(float x) {
+  Weights weights[kWeightParts];
+  whole16(splat(x), weights);
+  return weights[0][0];
+}
+
+// Weights of 16 logits. Returns their sum, in parts.
+inline Weights weigh16(F16 x, const Scale& scale, Weights weights[kWeightParts]) {
+  whole16(exp((x - splat(scale.largest)) * splat(scale.inverse_temperature)), weights);
+  Weights sum{};
+  for (int i = 0; i < kWeightParts; ++i) sum += weights[i] &= weights[i] >= Weights{} + scale.least;
   return sum;
 }
 
-inline int64_t add_up(L4 sum) { return sum[0] + sum[1] + sum[2] + sum[3]; }
+inline int64_t add_up(const Weights& sum) {
+  int64_t total = 0;
+  for (int i = 0; i < kWeightLanes; ++i) total += sum[i];
+  return total;
+}
 
 // ---- memory of one thread, kept between calls ----
 
@@ -188,7 +213,7 @@ inline void select_top(const Row& row, int k, Memory& memory) {
 
 // Sums the weights of the gathered tokens [begin, end).
 inline int64_t mass_of_keys(const Row& row, size_t begin, size_t end, const Scale& scale, Memory& memory) {
-  L4 sum{}, weights[4];
+  Weights sum{}, weights[kWeightParts];
   for (size_t at = begin; at < end; at += kLanes16) {
     const int count = static_cast<int>(std::min(end - at, size_t{kLanes16}));
     float logits[kLanes16];
@@ -236,16 +261,18 @@ inline I8 steps8(const float* logits, const Scale& scale) {
 // of each step, finds the step that the nucleus ends in, and gathers that one alone.
 inline void gather_end_of_nucleus(const Row& row, float top_p, const Scale& scale, Memory& memory) {
   int64_t masses[4][kSteps] = {};  // four, so that neighbours in one step do not wait for each other
-  L4 sum{};
+  Weights sum{};
   for (int b = 0; b < row.num_blocks; ++b) {
     for (int i = 0; i < kBlock; i += kLanes16) {
       const float* logits = row.block(b) + i;
-      L4 weights[4];
-      sum += weigh16(load(logits), scale, weights);
-      const I8 steps[2] = {steps8(logits, scale), steps8(logits + kLanes, scale)};
-      for (int lane = 0; lane < kLanes16; ++lane) {
-        masses[lane % 4][steps[lane / kLanes][lane % kLanes]] += weights[lane / 4][lane % 4];
-      }
+      Weights parts[kWeightParts];
+      sum += weigh16(load(logits), scale, parts);
+      const I8 halves[2] = {steps8(logits, scale), steps8(logits + kLanes, scale)};
+      int64_t weights[kLanes16];  // from memory, lane by lane: cheaper than out of registers
+      int32_t steps[kLanes16];
+      std::memcpy(weights, parts, sizeof weights);
+      std::memcpy(steps, halves, sizeof steps);
+      for (int lane = 0; lane < kLanes16; ++lane) masses[lane % 4][steps[lane]] += weights[lane];
     }
   }
   int64_t target = nucleus_target(top_p, add_up(sum));
@@ -280,7 +307,8 @@ struct Cut {
 };
 
 // Weights of 16 logits of a row, `id` the first one's; 0 for what is cut.
-inline L4 weigh_kept16(const float* logits, int id, const Scale& scale, const Cut& cut, L4 weights[4]) {
+inline Weights weigh_kept16(const float* logits, int id, const Scale& scale, const Cut& cut,
+                            Weights weights[kWeightParts]) {
   if (cut.logit == -kInfinity) return weigh16(load(logits), scale, weights);
   F8 halves[2];
   I8 any_kept{};
@@ -292,12 +320,12 @@ inline L4 weigh_kept16(const float* logits, int id, const Scale& scale, const Cu
     any_kept |= is_kept;
   }
   if (any(any_kept)) return weigh16(load(reinterpret_cast<const float*>(halves)), scale, weights);
-  for (int i = 0; i < 4; ++i) weights[i] = L4{};
-  return L4{};
+  std::fill_n(weights, kWeightParts, Weights{});
+  return Weights{};
 }
 
 inline int64_t mass_of_block(const float* block, int begin, const Scale& scale, const Cut& cut) {
-  L4 sum{}, weights[4];
+  Weights sum{}, weights[kWeightParts];
   for (int i = 0; i < kBlock; i += kLanes16) sum += weigh_kept16(block + i, begin + i, scale, cut, weights);
   return add_up(sum);
 }
@@ -307,7 +335,7 @@ inline int64_t mass_of_row(const Row& row, const Scale& scale, const Cut& cut, M
   memory.masses.assign(row.num_blocks, 0);
   int64_t total = 0;
   for (int b = 0; b < row.num_blocks; ++b) {
-    if (!reaches(memory, b, cut.logit)) continue;
+    if (!reaches(memory, b, std::max(cut.logit, scale.least_logit))) continue;
     total += memory.masses[b] = mass_of_block(row.block(b), b * kBlock, scale, cut);
   }
   return total;

@@ -4,6 +4,7 @@
 // below, and sums are of whole numbers (logits.h).
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -124,14 +125,22 @@ int draw(const Row& row, const Scale& scale, const Cut& cut, const PathfoxSampli
   int b = 0;
   for (; threshold >= memory.masses[b]; ++b) threshold -= memory.masses[b];
   for (int i = 0;; i += kLanes16) {
-    L4 weights[4];
+    Weights weights[kWeightParts];
     weigh_kept16(row.block(b) + i, b * kBlock + i, scale, cut, weights);
     for (int lane = 0; lane < kLanes16; ++lane) {
-      const int64_t weight = weights[lane / 4][lane % 4];
+      const int64_t weight = weights[lane / kWeightLanes][lane % kWeightLanes];
       if (threshold < weight) return b * kBlock + i + lane;
       threshold -= weight;
     }
   }
+}
+
+// A logit whose weight is below `scale.least` by more than exp, log and the subtraction may err.
+float logit_below(const Scale& scale) {
+  const double share = static_cast<double>(scale.least) / static_cast<double>(kWeightOfOne);
+  const double logit = scale.largest + (log_of(share) - 0.01) / scale.inverse_temperature;
+  const double lowest = -std::numeric_limits<float>::max();
+  return static_cast<float>(std::max(logit - 1e-6 * std::abs(static_cast<double>(scale.largest)), lowest));
 }
 
 int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r, Memory& memory) {
@@ -153,7 +162,8 @@ int choose(const Row& row, float largest, const PathfoxSamplingRows& rows, int r
     cut.last_id = id_of(memory.keys.back());
     cut.logit = row.logits[cut.last_id];
   }
-  scale.least = whole(F4{} + std::min(rows.min_p[r], 1.0f))[0];
+  scale.least = whole(rows.min_p[r] < 1.0f ? rows.min_p[r] : 1.0f);  // not a number: 1
+  if (scale.least > 0) scale.least_logit = logit_below(scale);
   return draw(row, scale, cut, rows, r, memory);
 }
 
