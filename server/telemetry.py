@@ -118,7 +118,7 @@ RPC_DURATION = Histogram(
 )
 RPCS_INFLIGHT = Gauge("pathfox_rpcs_inflight", "Calls that are open.", registry=REGISTRY)
 EVENT_LOOP_TASKS = Gauge("pathfox_event_loop_tasks", "Tasks alive on the front end's event loop.", registry=REGISTRY)
-FRAMES = Counter("pathfox_stream_frames_total", "Frames written to streams.", ["method"], registry=REGISTRY)
+FRAMES = Counter("pathfox_stream_frames_total", "Frames written to streams that ended.", ["method"], registry=REGISTRY)
 DRAIN_SECONDS = Histogram(
     "pathfox_drain_seconds", "How long a drain took.", buckets=DURATION_BUCKETS, registry=REGISTRY
 )

@@ -86,7 +86,6 @@ def step_core(core: Core, streams: int, seed: int, new_tokens: int) -> float:
     while core.scheduler.has_work:
         core.step()
         emissions, core.emissions, core.closed = core.emissions, [], []
-        core.load()
         now_s = time.perf_counter()
         for serial, emission in emissions:
             if isinstance(emission, EmittedToken):

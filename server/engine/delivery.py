@@ -11,8 +11,9 @@ from math import inf
 from server.engine.events import Emission, EmittedToken
 from server.engine.report import StepReport
 
-PATIENCE_PER_STREAM_S = 0.003
-"""A frame costs some 0.3 ms of a core, server and client together: a twentieth of the time of two cores."""
+PATIENCE_PER_STREAM_S = 0.005
+"""A frame costs some 0.2 ms of a core, server and client together, and whoever computes on the others waits for it: of
+two cores that is to be a twentieth of the time."""
 
 
 @dataclass(slots=True)

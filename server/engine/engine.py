@@ -140,7 +140,7 @@ class Engine:
         await self.stop()
 
     def load(self) -> Load:
-        """Return how busy the engine was after its last step."""
+        """Return how busy the engine was when it last delivered: after its last step, or a few before."""
         return self._load
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -232,7 +232,6 @@ class Engine:
     def _publish(self, report: StepReport | None = None) -> None:
         """Hand events, closed pages and load to the event loop, in one call; after a step, its tokens may wait."""
         core = self._core
-        self._load = core.load()
         closed, core.closed = core.closed, []
         pages = [] if self._page_source is None else self._read_pages(closed)
         if (
@@ -242,6 +241,7 @@ class Engine:
             and self._delivery.may_wait(core.emissions, report, self._clock())
         ):
             return
+        self._load = core.load()
         self._delivery.delivered()
         emissions, core.emissions = core.emissions, []
         if emissions or pages:

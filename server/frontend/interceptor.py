@@ -70,13 +70,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # as ab
         async def stream(raw: Any, context: Context) -> None:  # noqa: ANN401 as above
             async with self._enter(method, context) as caller:
                 responses: AsyncGenerator[Message, None] = behaviour(read(raw, parse), context)
-                async with contextlib.aclosing(responses):
-                    async for response in responses:
-                        begun_s = time.perf_counter()
-                        await context.write(response)
-                        telemetry.PHASES.add(budget.WRITE, "", time.perf_counter() - begun_s)
-                        caller.num_frames += 1
-                        frames.inc()
+                try:
+                    async with contextlib.aclosing(responses):
+                        async for response in responses:
+                            begun_s = time.perf_counter()
+                            await context.write(response)
+                            telemetry.PHASES.add(budget.WRITE, "", time.perf_counter() - begun_s)
+                            caller.num_frames += 1
+                finally:
+                    frames.inc(caller.num_frames)
 
         return stream if handler.response_streaming else once
 

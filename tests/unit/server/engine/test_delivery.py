@@ -51,8 +51,8 @@ def pattern(report: StepReport, *, max_delay_s: float, steps: int) -> str:
     ("streams", "step_s", "max_delay_s", "expected"),
     [
         (1, 0.003, 1.0, "||||||"),  # a lone stream
-        (2, 0.004, 1.0, "||||||"),  # so few streams that their frames cost little
-        (8, 0.006, 1.0, "...|.."),
+        (2, 0.006, 1.0, "||||||"),  # so few streams that their frames cost little
+        (8, 0.012, 1.0, "..|..|"),
         (8, 0.006, 0.010, ".|.|.|"),  # the setting bounds it
         (8, 0.006, 0.0, "||||||"),
         (32, 0.019, 1 / 30, ".|.|.|"),
