@@ -1,9 +1,8 @@
-"""Steps of a shape that came before, without Python: recorded, checked once, replayed from then on.
+"""Steps of a size that came before, without Python: recorded, checked once, replayed from then on.
 
-Knows shapes and recordings; knows neither plans nor what a model computes. R rows, L logit rows.
+Knows sizes and recordings; knows neither plans nor what a model computes. R rows, L logit rows.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,9 +19,7 @@ from server.model.rows import Rows
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MAX_ROWS = 64
-"""A step of more rows takes so long that its Python does not show (2 % at 64 rows of SmolLM2-135M on 2 cores)."""
-MAX_SHAPES = 64
-"""Recordings that are kept, the least recently used go first. One takes about 0.1 MB for 30 layers."""
+"""A longer step hides its Python. A recording takes about 0.1 MB for 30 layers."""
 
 Int32s = NDArray[np.int32]
 
@@ -51,7 +48,7 @@ class Columns(NamedTuple):
 
 
 class Step:
-    """One shape of step. Fill in its columns, then compute it."""
+    """A step of one size. Fill in its columns, then compute it."""
 
     def __init__(self, columns: Columns, page_table: Tensor) -> None:
         self.columns = columns
@@ -62,11 +59,14 @@ class Step:
 
 
 class Repeats:
-    """Computes steps, those of a familiar shape by replaying them.
+    """Computes steps, those of a familiar size by replaying them.
 
-    A shape's first step is recorded. Its second is computed both ways, on other numbers than were recorded: only if all
-    bits are the same are later ones replayed. So `compute` must bear to be run twice on the same rows, which the engine
-    asks of it anyway when a step fails.
+    Only steps whose rows all have logits are worth it, which decode and check drafts: there are few sizes of them, and
+    they come again and again. Steps that read prompts are long, and of ever different shapes.
+
+    The first step of a size is recorded. The second is computed both ways, on other numbers than were recorded: only
+    if all bits are the same are later ones replayed. So `compute` must bear to be run twice on the same rows, which the
+    engine asks of it anyway when a step fails.
 
     Args:
         compute: makes logits `[L, V]` of rows.
@@ -78,13 +78,14 @@ class Repeats:
         self._page_table = page_table
         self._recorder = new_recorder(page_table.device)
         self._memory = Columns.empty(MAX_ROWS, MAX_ROWS)
-        self._steps: OrderedDict[tuple[int, int], Step] = OrderedDict()
+        self._steps: dict[int, Step] = {}
+        """By number of rows: never more than `MAX_ROWS`."""
         self.num_replayed = 0
         """Steps that were replayed and not computed."""
 
     @property
-    def num_shapes(self) -> int:
-        """Return how many shapes are kept."""
+    def num_sizes(self) -> int:
+        """Return how many sizes are known."""
         return len(self._steps)
 
     @property
@@ -93,18 +94,13 @@ class Repeats:
         return self._recorder.num_bytes if self._recorder else 0
 
     def find(self, num_rows: int, num_logit_rows: int) -> Step | None:
-        """Return the step of a shape, or None if such steps are not worth recording or cannot be."""
-        if self._recorder is None or not 0 < num_logit_rows <= num_rows <= MAX_ROWS:
+        """Return the step of a size, or None if such steps are not worth recording or cannot be."""
+        if self._recorder is None or num_logit_rows != num_rows or not 0 < num_rows <= MAX_ROWS:
             return None
-        shape = num_rows, num_logit_rows
-        step = self._steps.get(shape)
+        step = self._steps.get(num_rows)
         if step is None:
-            sizes = (num_rows, num_rows, num_rows, num_logit_rows)
-            columns = Columns(*(memory[:size] for memory, size in zip(self._memory, sizes, strict=True)))
-            step = self._steps[shape] = Step(columns, self._page_table)
-            if len(self._steps) > MAX_SHAPES:
-                self._steps.popitem(last=False)
-        self._steps.move_to_end(shape)
+            columns = Columns(*(memory[:num_rows] for memory in self._memory))
+            step = self._steps[num_rows] = Step(columns, self._page_table)
         return step
 
     def run(self, step: Step) -> Tensor:
@@ -122,7 +118,7 @@ class Repeats:
         return computed
 
     def stop(self, reason: str | None) -> None:
-        """Compute every step as it is from now on: what is not recordable in one shape is in none."""
+        """Compute every step as it is from now on: what is not recordable in one size is in none."""
         log.info("steps_not_recordable", reason=reason)
         self._recorder = None
         self._steps.clear()

@@ -8,9 +8,8 @@ from structlog.testing import capture_logs
 from torch import Tensor
 
 from kernels.cpu import library
-from server.engine import repeats
+from server.engine.plan import Sample
 from server.engine.repeats import MAX_ROWS
-from server.engine.sequence import Sequence as EngineSequence
 from server.messages import SamplingParams
 from server.model.ffn import FeedForward
 from server.model.loader import load_model
@@ -50,7 +49,7 @@ def plainly(model: Model, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[li
 
 
 def test_familiar_steps_are_replayed(model: Model) -> None:
-    """All but the first two decode steps of a shape are replayed, and give the tokens that computing gives."""
+    """All but the first two decode steps of a size are replayed, and give the tokens that computing gives."""
     stepping = Stepping(model)
     assert run(stepping) == plainly(model)
     assert stepping.core.runner.repeats.num_replayed == GREEDY.max_tokens - 3
@@ -60,7 +59,7 @@ def test_logits_last_until_the_next_step(model: Model) -> None:
     """Whoever reads a step's logits before the next one reads the right ones."""
     seen: list[Tensor] = []
 
-    def observe(_: Sequence[EngineSequence], logits: Tensor) -> None:
+    def observe(_: Sequence[Sample], logits: Tensor) -> None:
         seen.append(logits.clone())
 
     run(Stepping(model, logits_observer=observe))
@@ -72,23 +71,23 @@ def test_logits_last_until_the_next_step(model: Model) -> None:
     assert all(torch.equal(one, other) for one, other in zip(taped, seen, strict=True))
 
 
-def test_shapes_come_and_go(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit the shape that was not used for longest goes; memory is bounded; tokens stay right."""
-    monkeypatch.setattr(repeats, "MAX_SHAPES", 2)
+def test_sizes_come_and_go(model: Model) -> None:
+    """Answers that begin and end on the way change the size of steps; memory is bounded and tokens stay right."""
     stepping = Stepping(model)
     first = run(stepping)
     num_bytes = stepping.core.runner.repeats.num_bytes
     for count in (1, 2, 3, 1, 2, 3):
         assert run(stepping, PROMPTS[:count]) == first[:count]
-        assert stepping.core.runner.repeats.num_shapes <= 2
+    assert stepping.core.runner.repeats.num_sizes == len(PROMPTS)
     assert stepping.core.runner.repeats.num_bytes <= 2 * num_bytes
 
 
-def test_large_steps_and_steps_without_logits_are_computed(model: Model) -> None:
+def test_long_steps_and_steps_that_read_prompts_are_computed(model: Model) -> None:
     """Only what decode steps look like is worth a recording."""
     stepping = Stepping(model)
-    assert stepping.core.runner.repeats.find(MAX_ROWS, 1) is not None
-    assert stepping.core.runner.repeats.find(MAX_ROWS + 1, 1) is None
+    assert stepping.core.runner.repeats.find(MAX_ROWS, MAX_ROWS) is not None
+    assert stepping.core.runner.repeats.find(MAX_ROWS + 1, MAX_ROWS + 1) is None
+    assert stepping.core.runner.repeats.find(3, 1) is None
     assert stepping.core.runner.repeats.find(3, 0) is None
 
 
