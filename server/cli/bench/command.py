@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -113,23 +114,27 @@ def bench(
     goal = Goal.parse(goodput) if goodput is not None else None
     output = Output(goal, parse_percentiles(percentiles), json, plot, is_detailed=detailed)
     _check_output(output)
-    settings = {
-        "backend": f"{protocol}-grpc",
-        "request_rate": rate if math.isfinite(rate) else "inf",
-        "burstiness": burstiness,
-        "max_concurrency": concurrency or (None if math.isfinite(rate) else default_cap),
-        "options": {name: _plain(value) for name, value in context.params.items() if name != "token"},
-        **provenance(sys.argv[1:]),
-    }
     recording = Recording(count, is_open_loop=math.isfinite(rate), keeps_text=detailed)
+    settings = _settings(context.params, plan, recording)
     is_interrupted = run(plan, recording)
-    pace = f"{rate:g} requests/s" if math.isfinite(rate) else f"{plan.limits.concurrency} at once"
-    load = f"{pace}, prompts of {input_tokens} and answers of {output_tokens} tokens"
-    _show(recording, output, settings, load)
+    _show(recording, output, settings)
     if is_interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
     if recording.stopped or not completed(recording):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _settings(options: Mapping[str, object], plan: Plan, recording: Recording) -> dict[str, object]:
+    """Return what the run was asked for, by vLLM's names and by our own; and where it ran."""
+    is_capped = not recording.is_open_loop or options["concurrency"] is not None
+    return {
+        "backend": f"{plan.protocol}-grpc",
+        "request_rate": options["rate"] if recording.is_open_loop else "inf",
+        "burstiness": _plain(options["burstiness"]),
+        "max_concurrency": plan.limits.concurrency if is_capped else None,
+        "options": {name: _plain(value) for name, value in options.items() if name != "token"},
+        **provenance(sys.argv[1:]),
+    }
 
 
 def _check_output(output: Output) -> None:
@@ -141,20 +146,20 @@ def _check_output(output: Output) -> None:
         check_can_draw("--plot")
 
 
-def _show(recording: Recording, output: Output, settings: Mapping[str, object], load: str) -> None:
+def _show(recording: Recording, output: Output, settings: Mapping[str, Any]) -> None:
     found = figures(recording, output.goal, output.percentiles)
     Console().print(*tables(found))
     if output.json is not None:
         lists = per_request(recording) if output.is_detailed else {}
         write_json(output.json, {**settings, "model_id": recording.model_id, **found, **lists})
     if output.plot is not None:
-        draw(output.plot, recording, f"{recording.model_id}: {recording.asked} requests, {load}")
+        asked = settings["options"]
+        pace = f"{asked['rate']} requests/s" if recording.is_open_loop else f"{settings['max_concurrency']} at once"
+        lengths = f"prompts of {asked['input_tokens']} and answers of {asked['output_tokens']} tokens"
+        draw(output.plot, recording, f"{recording.model_id}: {recording.asked} requests, {pace}, {lengths}")
 
 
 def _plain(value: object) -> object:
     """Return an option's value as JSON has it."""
-    return (
-        value
-        if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
-        else str(value)
-    )
+    is_plain = value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_plain else str(value)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # optional, as in draw
 
 SIZE_INCHES = (12.0, 9.0)
 DOTS_PER_INCH = 100
-NUM_BINS = 50
+MAX_BINS = 50
 NUM_WINDOWS = 80
 DISTRIBUTIONS = {"ttft": "Time to first token", "itl": "Gap between messages (ITL)", "e2el": "End to end"}
 BAR, LINE, MARK, FAULT = "#4c8dae", "#1f4e68", "#d1495b", "#e9b44c"
@@ -50,12 +50,12 @@ def _draw_distribution(panel: "Axes", values: Sequence[float], name: str) -> Non
     if not values:
         panel.text(0.5, 0.5, "nothing completed", ha="center", transform=panel.transAxes)
         return
-    panel.hist(values, bins=NUM_BINS, color=BAR)
+    panel.hist(values, bins=min(MAX_BINS, 10 + len(values) // 10), color=BAR)
     for percent, style in ((50, "-"), (99, "--")):
         at_ms = percentile(values, percent) or 0.0
         shown = f"{at_ms:,.0f}" if at_ms >= 100 else f"{at_ms:.3g}"
         panel.axvline(at_ms, color=MARK, linestyle=style, label=f"p{percent} {shown} ms")
-    panel.legend(frameon=False)
+    panel.legend(edgecolor="none", framealpha=0.85)
 
 
 def _draw_rate(panel: "Axes", recording: Recording) -> None:

@@ -11,13 +11,13 @@ from server.cli.bench.figures import Figures, Value
 from server.errors import ConfigError
 
 TITLES = {
-    "ttft": "time to first token (TTFT)",
-    "tpot": "time per output token (TPOT)",
-    "itl": "gap between messages (ITL)",
-    "e2el": "end to end (E2EL)",
-    "client_queue_time": "sent late by",
-    "e2el_including_client_queue": "end to end, with sent late",
-    "refusal": "refused after",
+    "ttft": "TTFT: first token",
+    "tpot": "TPOT: per token",
+    "itl": "ITL: gap",
+    "e2el": "E2EL: last token",
+    "client_queue_time": "sent late",
+    "e2el_including_client_queue": "E2EL + sent late",
+    "refusal": "refusal",
 }
 LATENCY = re.compile(rf"(mean|median|std|p[\d.]+)_({'|'.join(TITLES)})_ms")
 
@@ -32,10 +32,10 @@ def tables(figures: Figures) -> tuple[Table, Table]:
             latencies.setdefault(match[2], {})[match[1]] = _shown(value)
         elif value is not None and value != {}:
             counts.add_row(name, _shown(value))
-    columns = list(next(iter(latencies.values())))
+    columns = [each for each in next(iter(latencies.values())) if each != "p50"]  # is the median
     times = Table("ms", *columns)
     for metric, row in latencies.items():
-        times.add_row(TITLES[metric], *row.values())
+        times.add_row(TITLES[metric], *(row[column] for column in columns))
     for column in times.columns[1:]:
         column.justify = "right"
     return counts, times
