@@ -204,7 +204,7 @@ class Core:
         if num_decode:
             self._decode_rate.add(num_decode - num_drafted + num_accepted, duration_s)
             if self._speculation is not None and not num_prefill and not is_failed:
-                self._speculation.costs.note(len(plan.chunks), num_decode, duration_s)
+                self._speculation.costs.note(num_decode, duration_s)
         if num_prefill:
             self._prefill_rate.add(num_prefill, duration_s)
             if not is_failed:  # else its rows were computed twice

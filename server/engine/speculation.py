@@ -1,14 +1,14 @@
 """When drafts pay: how many rows of guessed tokens a step of decode rows takes along.
 
 A plain step of B sequences has B rows and gives B tokens. With drafts it has R rows, takes c(R) times as long, and
-gives one token more for every draft that is right as far as those before it in its sequence are. If the drafts of a
-sequence are right at rate a, its j-th draft counts with probability a^j, so the R - B drafted rows of the largest a^j
-are worth most, and tokens a second change by
+gives one token more for every draft that is right and behind right ones only. If p is the probability of that, the
+R - B drafted rows of the largest p are worth most, and tokens a second change by
 
-    gain(R) = (1 + sum of their a^j / B) / c(R)
+    gain(R) = (1 + sum of their p / B) / c(R)
 
 The R of the largest gain is taken if that is more than `MARGIN`, else no draft. Both sides are measured: c by
-`StepCosts`, a by `Drafter`. With many sequences a row costs more, with a text that does not repeat a is small: one
+`StepCosts`, p by `Drafter`: after n tokens that stood before, the next one comes at a rate a(n), so a draft's tokens
+have a(n), a(n) a(n + 1), ... With many sequences a row costs more, in a text that does not repeat p is small: one
 formula says no. By the prefix law the answer is the same in every case.
 """
 
@@ -16,18 +16,16 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 from server.engine.costs import StepCosts
-from server.engine.drafts import Drafter, Rates
+from server.engine.drafts import Drafter
 from server.engine.sequence import Sequence
 
 STEP_ROWS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """R: few values, so that each is measured often, and whoever records the shape of a batch records few."""
 MAX_DRAFT_TOKENS = 15
-MAX_LOOKUPS = 8
-"""So many sequences, in turn, are looked at in one step: some 0.1 ms."""
-MARGIN = 1.05
-"""A gain within the error of measurement is none."""
-BEST_RATE = 0.95
-"""If even drafts as good as this do not pay, nobody looks for any."""
+MAX_LOOKUPS = 4
+"""So many sequences, in turn, are looked at in one step: some 0.02 ms."""
+MARGIN = 1.2
+"""A gain is expected, not sure: it is the largest of several that are each known within a tenth."""
 
 
 class Speculation:
@@ -39,7 +37,6 @@ class Speculation:
 
     def __init__(self, costs: StepCosts | None = None) -> None:
         self.costs = costs or StepCosts()
-        self._rates = Rates()
         self._turn = 0
 
     def choose(
@@ -52,33 +49,26 @@ class Speculation:
             room: how many drafted tokens a sequence can take.
             max_rows: of the step.
         """
-        num_plain = len(sequences)
-        sizes = self._payable_sizes(num_plain, max_rows)
-        if not sizes:
-            return []
         chances = self._chances(sequences, room)
-        best_gain, best_rows = MARGIN, 0
-        for num_rows, cost in sizes:
+        if not chances:
+            return []
+        num_plain = len(sequences)
+        best_gain, num_best = MARGIN, 0
+        for num_rows in STEP_ROWS:
             num_drafted = num_rows - num_plain
+            if num_drafted > len(chances) or num_rows > max_rows:
+                break
+            cost = self.costs.ratio(num_plain, num_rows) if num_drafted > 0 else None
+            if cost is None:
+                continue
             expected = sum(chance for chance, _ in chances[:num_drafted])
             gain = (1 + expected / num_plain) / cost
-            if num_drafted <= len(chances) and gain > best_gain:
-                best_gain, best_rows = gain, num_drafted
+            if gain > best_gain:
+                best_gain, num_best = gain, num_drafted
         counts: dict[Sequence, int] = {}
-        for _, sequence in chances[:best_rows]:
+        for _, sequence in chances[:num_best]:
             counts[sequence] = counts.get(sequence, 0) + 1
         return list(counts.items())
-
-    def _payable_sizes(self, num_plain: int, max_rows: int) -> list[tuple[int, float]]:
-        """Return the sizes that pay if all drafts are good, and their costs."""
-        sizes: list[tuple[int, float]] = []
-        most_rows = min(max_rows, num_plain + min(num_plain, MAX_LOOKUPS) * MAX_DRAFT_TOKENS)
-        for num_rows in STEP_ROWS:
-            if num_plain < num_rows <= most_rows:
-                cost = self.costs.ratio(num_plain, num_rows)
-                if cost is not None and 1 + BEST_RATE * (num_rows - num_plain) / num_plain > MARGIN * cost:
-                    sizes.append((num_rows, cost))
-        return sizes
 
     def _chances(self, sequences: Many[Sequence], room: Callable[[Sequence], int]) -> list[tuple[float, Sequence]]:
         """Look some sequences up; return the probability of each token that could be drafted, best first."""
@@ -86,16 +76,15 @@ class Speculation:
         for place in range(min(len(sequences), MAX_LOOKUPS)):
             sequence = sequences[(self._turn + place) % len(sequences)]
             if sequence.drafter is None:
-                sequence.drafter = Drafter(self._rates)
+                sequence.drafter = Drafter()
             draft = sequence.drafter.draft(sequence.known_tokens, MAX_DRAFT_TOKENS)
             if draft is None:
                 continue
             count = min(room(sequence), MAX_DRAFT_TOKENS)
             sequence.token_ids[draft.position : draft.position + count] = draft.token_ids[:count]
-            rate = sequence.drafter.rate(draft)
-            chances += [(rate**power, sequence) for power in range(1, count + 1)]
+            chances += [(chance, sequence) for chance in sequence.drafter.chances(draft, count)]
         self._turn += MAX_LOOKUPS
-        chances.sort(key=_by_chance)
+        chances.sort(key=_by_chance)  # stable: a sequence's drafts stay in order
         return chances
 
 

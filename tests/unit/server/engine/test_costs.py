@@ -2,51 +2,53 @@
 
 import pytest
 
-from server.engine.costs import EXPECTED_SHARE, MEMORY_STEPS, NUM_KEPT, NUM_TRIED, StepCosts
+from server.engine.costs import FIXED_ROWS, MEMORY_STEPS, NUM_KEPT, NUM_TRUSTED, StepCosts
+
+
+def note(costs: StepCosts, num_rows: int, *durations_s: float) -> None:
+    """Tell of steps."""
+    for duration_s in durations_s:
+        costs.note(num_rows, duration_s)
 
 
 def test_knows_nothing_without_a_plain_step() -> None:
-    """What drafts cost is relative to a step without; one of another number of sequences says nothing."""
+    """What drafts cost is relative to a step without; one of another size, or too few of this one, say nothing."""
     costs = StepCosts()
-    costs.note(2, 2, 0.01)
+    note(costs, 2, *[0.01] * NUM_TRUSTED)
+    note(costs, 1, *[0.01] * (NUM_TRUSTED - 1))
 
     assert costs.ratio(1, 4) is None
 
 
-def test_expects_rows_to_be_cheap_until_they_were_tried() -> None:
-    """Hope makes the engine try; of the first tries a bad one does not end it, and a good one is believed."""
+def test_expects_the_usual_of_what_was_not_tried() -> None:
+    """A size that was not measured follows from the next smaller one that was."""
     costs = StepCosts()
-    costs.note(1, 1, 0.01)
-    assert costs.ratio(1, 4) == pytest.approx(1 + 2 * EXPECTED_SHARE)
+    note(costs, 1, *[0.01] * NUM_TRUSTED)
+    assert costs.ratio(1, 8) == pytest.approx((8 + FIXED_ROWS) / (1 + FIXED_ROWS))
 
-    costs.note(1, 4, 0.5)
-    assert costs.ratio(1, 4) == pytest.approx(1 + 2 * EXPECTED_SHARE)
-    costs.note(1, 4, 0.012)
-    assert costs.ratio(1, 4) == pytest.approx(1.2)
+    note(costs, 4, *[0.01] * NUM_TRUSTED)
+    assert costs.ratio(1, 8) == pytest.approx((8 + FIXED_ROWS) / (4 + FIXED_ROWS))
+    assert costs.ratio(1, 4) == pytest.approx(1)
 
 
 def test_takes_the_middle_of_the_last_steps() -> None:
-    """An outlier changes nothing, and a lasting change is followed."""
+    """Outliers change nothing, and a lasting change is followed."""
     costs = StepCosts()
-    costs.note(1, 1, 0.01)
-    for duration_s in [9.0] * 2 + [0.03] * (NUM_TRIED - 2):
-        costs.note(1, 4, duration_s)
+    note(costs, 1, *[0.01] * NUM_TRUSTED)
+    note(costs, 4, *[9.0] * 2, *[0.03] * (NUM_TRUSTED - 2))
     assert costs.ratio(1, 4) == pytest.approx(3)
 
-    for _ in range(NUM_KEPT):
-        costs.note(1, 4, 0.02)
+    note(costs, 4, *[0.02] * NUM_KEPT)
     assert costs.ratio(1, 4) == pytest.approx(2)
 
 
 def test_forgets_what_was_not_seen_for_long() -> None:
     """So that what did not pay once is tried again."""
     costs = StepCosts()
-    for _ in range(NUM_TRIED):
-        costs.note(1, 4, 0.1)
-    for _ in range(MEMORY_STEPS):
-        costs.note(1, 1, 0.01)
+    note(costs, 4, *[0.1] * NUM_TRUSTED)
+    note(costs, 1, *[0.01] * MEMORY_STEPS)
     assert costs.ratio(1, 4) == pytest.approx(10)
 
-    costs.note(1, 1, 0.01)
+    note(costs, 1, 0.01)
 
-    assert costs.ratio(1, 4) == pytest.approx(1 + 2 * EXPECTED_SHARE)
+    assert costs.ratio(1, 4) == pytest.approx((4 + FIXED_ROWS) / (1 + FIXED_ROWS))

@@ -22,9 +22,9 @@ class Costs(StepCosts):
         super().__init__()
         self._ratios = ratios
 
-    def ratio(self, num_sequences: int, num_rows: int) -> float | None:
+    def ratio(self, num_plain_rows: int, num_rows: int) -> float | None:
         """Return what the test says; what it does not say is dear."""
-        del num_sequences
+        del num_plain_rows
         return self._ratios.get(num_rows, 99.0)
 
 
@@ -47,8 +47,8 @@ def counts(speculation: Speculation, sequences: list[Sequence], max_rows: int = 
 
 
 def test_drafts_as_many_rows_as_pay_best() -> None:
-    """At a rate of 0.8 for each token, 4 rows give 2.95 tokens for 1.2 and 8 give 4.16 for 2.0."""
-    costs = Costs({2: 1.1, 4: 1.2, 8: 2.0})
+    """Where each token comes at a rate of 0.9, 4 rows give 3.4 tokens for 1.2, and 8 give 5.7 for 2.2."""
+    costs = Costs({2: 1.1, 4: 1.2, 8: 2.2})
     text = sequence(CYCLE)
 
     assert counts(Speculation(costs), [text]) == [3]
@@ -58,20 +58,12 @@ def test_drafts_as_many_rows_as_pay_best() -> None:
 
 @pytest.mark.parametrize(
     ("ratios", "tokens"),
-    [({}, CYCLE), ({2: 1.8, 4: 3.0}, CYCLE), ({2: 1.0, 4: 1.0}, PLAIN), ({2: 1.75}, CYCLE)],
+    [({}, CYCLE), ({2: 1.9, 4: 3.5}, CYCLE), ({2: 1.0, 4: 1.0}, PLAIN), ({2: 1.82}, CYCLE)],
     ids=["dear rows", "gain below one", "nothing repeats", "gain below the margin"],
 )
 def test_drafts_nothing_where_it_does_not_pay(ratios: Mapping[int, float], tokens: list[int]) -> None:
     """Neither for a text that does not repeat nor where rows cost what they give."""
     assert counts(Speculation(Costs(ratios)), [sequence(tokens)]) == [0]
-
-
-def test_looks_nothing_up_where_nothing_could_pay() -> None:
-    """If the best drafts would not pay, the texts are not looked at."""
-    text = sequence(CYCLE)
-    Speculation(Costs({2: 1.95, 4: 3.9})).choose([text], roomy, 256)
-
-    assert text.drafter is None
 
 
 def test_drafted_rows_go_to_the_sequences_that_repeat() -> None:
