@@ -9,7 +9,7 @@ extern "C" {
 int64_t pathfox_embed(const Weight* weight, const int32_t* ids, int64_t num_ids, float* out);
 
 struct Call {
-  const void* function;   // takes one struct
+  void* function;         // takes one struct
   const void* arguments;  // the struct
   int64_t is_checked;     // the function returns the first bad index or -1; else it returns nothing
 };
