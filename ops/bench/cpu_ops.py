@@ -1,14 +1,21 @@
 """Times the CPU ops at the shapes of SmolLM2-135M, one by one and as the steps they make up: no sampler, no server.
 
-Example:
-    .venv/bin/python ops/bench/cpu_ops.py
-    .venv/bin/python ops/bench/cpu_ops.py --isa avx2 --threads 1 --context 4096 --rows 1 8
+Each op is set against what plain loops reach on this machine in the same run: reading memory, or multiplying.
+
+Examples:
+    .venv/bin/python -m ops.bench.cpu_ops
+    .venv/bin/python -m ops.bench.cpu_ops --neighbour --rows 1 8 32 --prefill
+    .venv/bin/python -m ops.bench.cpu_ops --isa avx2 --threads 1 --context 4096 --rows 1 8
 """
 
 import argparse
+import contextlib
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +30,8 @@ from kernels.placement import RowPlacement
 from kernels.rms_norm import Norm
 from kernels.rope import RopeTable, rotate_and_store
 from kernels.weights import BLOCK, BLOCK_BYTES, EncodedMatrix, Encoding
+from ops.bench import ceilings
+from ops.bench.ceilings import Ceilings
 
 NUM_LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, FFN, VOCABULARY = 30, 576, 9, 3, 64, 1536, 49152
 PAGE_SIZE = 16
@@ -94,10 +103,22 @@ class Steps:
         """Return the bytes that each op of a step reads at least once."""
         last_positions = {int(s): int(p) for s, p in zip(rows.sequences, rows.positions, strict=True)}
         cached = sum(position + 1 for position in last_positions.values()) * GROUPS * HEAD_DIM * 2 * 2
-        layer = self.layers[0]
-        weights = {"qkv": layer.qkv, "output": layer.output, "gate_up": layer.gate_up, "down": layer.down}
-        sizes = {name: weight.num_bytes * NUM_LAYERS for name, weight in weights.items()}
+        sizes = {name: weight.num_bytes * NUM_LAYERS for name, weight in self.products().items()}
         return {**sizes, "attention": cached * NUM_LAYERS, "lm_head": self.head.num_bytes}
+
+    def multiply_adds(self, num_rows: int, num_logit_rows: int) -> dict[str, int]:
+        """Return the multiply-adds of the products of a step."""
+        layers = {name: num_rows * _size(weight) * NUM_LAYERS for name, weight in self.products().items()}
+        return {**layers, "lm_head": num_logit_rows * _size(self.head)}
+
+    def products(self) -> dict[str, LinearWeight]:
+        """Return the weights of a layer by the name of their op."""
+        layer = self.layers[0]
+        return {"qkv": layer.qkv, "output": layer.output, "gate_up": layer.gate_up, "down": layer.down}
+
+
+def _size(weight: LinearWeight) -> int:
+    return weight.num_rows * weight.num_columns
 
 
 def random_matrix(encoding: Encoding, num_rows: int, num_columns: int) -> EncodedMatrix:
@@ -124,8 +145,8 @@ def prefill_rows(first: int, count: int, table: Tensor) -> RowPlacement:
     )
 
 
-def report(title: str, steps: Steps, rows: RowPlacement, repeats: int) -> None:
-    """Time a step and print each op's part of the best one."""
+def report(title: str, steps: Steps, rows: RowPlacement, repeats: int, ceiling: Ceilings) -> float:
+    """Time a step, print each op's part of the best one, and return the mean."""
     num_rows = rows.num_rows
     logit_rows = torch.arange(num_rows, dtype=torch.int32)
     times, parts = [], []
@@ -136,16 +157,17 @@ def report(title: str, steps: Steps, rows: RowPlacement, repeats: int) -> None:
         times.append(time.perf_counter() - started)
         parts.append(steps.seconds)
     best = parts[times.index(min(times))]
-    sizes = steps.bytes_read(rows)
+    sizes, multiplies = steps.bytes_read(rows), steps.multiply_adds(num_rows, num_rows)
     median, least = statistics.median(times), min(times)
     rates = f"{num_rows / median:.0f} tok/s (best {num_rows / least:.0f})"
     print(f"{title}: {median * 1e3:.2f} ms (best {least * 1e3:.2f}), {rates}")
     for name, seconds in best.items():
-        rate = f", {sizes[name] / seconds / 1e9:.0f} GB/s" if name in sizes else ""
-        print(f"    {name:10} {seconds * 1e3:7.2f} ms{rate}")
+        reached = ceiling.share(sizes[name], multiplies.get(name, 0), seconds) if name in sizes else ""
+        print(f"    {name:10} {seconds * 1e3:7.2f} ms {reached}")
+    return statistics.mean(times)
 
 
-def report_prefill(steps: Steps, length: int, chunk: int, repeats: int) -> None:
+def report_prefill(steps: Steps, length: int, chunk: int, repeats: int, ceiling: Ceilings) -> None:
     """Time a whole prompt in chunks and print its rate."""
     table = torch.randperm(length // PAGE_SIZE + 1, dtype=torch.int32).view(1, -1)
     times, parts = [], []
@@ -160,8 +182,32 @@ def report_prefill(steps: Steps, length: int, chunk: int, repeats: int) -> None:
     best = parts[times.index(min(times))]
     rate, top = length / statistics.median(times), length / min(times)
     print(f"prefill {length} in chunks of {chunk}: {rate:.0f} tok/s (best {top:.0f})")
+    multiplies = steps.multiply_adds(length, -(-length // chunk))
     for name, seconds in best.items():
-        print(f"    {name:10} {seconds * 1e3:7.2f} ms")
+        reached = ceiling.share(0, multiplies[name], seconds) if name in multiplies else ""
+        print(f"    {name:10} {seconds * 1e3:7.2f} ms {reached}")
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """Keep the last core of this process's affinity mask busy by another process."""
+    core = max(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, [{core}]); print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as child:  # noqa: S603 our own words
+        assert child.stdout is not None
+        child.stdout.readline()
+        try:
+            yield
+        finally:
+            child.kill()
+
+
+def report_neighbour(steps: Steps, rows: RowPlacement, repeats: int, ceiling: Ceilings) -> None:
+    """Print what a busy neighbour on one core costs: the mean step beside it over the mean step alone."""
+    alone = report(f"{rows.num_rows} streams alone", steps, rows, repeats, ceiling)
+    with busy_neighbour():
+        beside = report(f"{rows.num_rows} streams beside a busy neighbour", steps, rows, 20 * repeats, ceiling)
+    print(f"{rows.num_rows} streams: a busy neighbour on one core costs {beside / alone:.2f}x")
 
 
 def main() -> None:
@@ -174,19 +220,26 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048, 4096])
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--neighbour", action="store_true", help="say what a busy process on one core costs")
     given = parser.parse_args()
     with library.use_isa(given.isa):
         library.set_num_threads(given.threads or library.num_threads())
         print(
             f"{library.active_isa()}, {library.num_threads()} threads, context {given.context}; yardstick: {YARDSTICK}"
         )
+        ceiling = ceilings.measure(given.isa, library.num_threads())
+        print(f"plain loops: {ceiling.read_bytes_per_s / 1e9:.0f} GB/s, {ceiling.multiply_adds_per_s / 1e9:.0f} GMAC/s")
         longest = max([*given.prefill, given.context])
         pages = max([longest // PAGE_SIZE + 1, *(rows * (given.context // PAGE_SIZE + 1) for rows in given.rows)])
         steps = Steps(pages, longest)
         for num_rows in given.rows:
-            report(f"{num_rows} streams", steps, decode_rows(num_rows, given.context), given.repeats)
+            rows = decode_rows(num_rows, given.context)
+            if given.neighbour:
+                report_neighbour(steps, rows, given.repeats, ceiling)
+            else:
+                report(f"{num_rows} streams", steps, rows, given.repeats, ceiling)
         for length in given.prefill:
-            report_prefill(steps, length, given.chunk, max(2, given.repeats // 5))
+            report_prefill(steps, length, given.chunk, max(2, given.repeats // 5), ceiling)
 
 
 if __name__ == "__main__":

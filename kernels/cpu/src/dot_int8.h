@@ -52,6 +52,8 @@ struct Ahead {
 
 #if defined(__AVX512VNNI__)
 
+constexpr int kPassesOfPair = 1;  // over the groups of a tile, for two blocks
+
 inline __m512 halves_512(const uint8_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
@@ -107,6 +109,8 @@ void dot_tile(const uint8_t* block, int64_t num_groups, const uint8_t* rows, Ahe
 
 #elif defined(__AVX2__)
 
+constexpr int kPassesOfPair = 2;
+
 // Eight outputs. Pairs of products are summed in 16 bits: 4-bit numbers leave room for a whole group (8 * 2 * 15 * 127
 // = 30480), 8-bit ones are taken as two 4-bit halves.
 template <Encoding E, int ROWS>
@@ -116,7 +120,7 @@ void dot_half_block(const uint8_t* block, int half, int64_t num_groups, const ui
   for (int t = 0; t < ROWS; ++t) f[t] = _mm256_setzero_ps();
   for (int64_t g = 0; g < num_groups; ++g, block += stride_of(E), rows += ROWS * kGroupBytes) {
     const TileGroup<ROWS> x{rows};
-    ahead.fetch();
+    if (half == 0) ahead.fetch();
     __m256i sums[ROWS], high_sums[ROWS];  // 16 bits
     for (int t = 0; t < ROWS; ++t) sums[t] = high_sums[t] = _mm256_setzero_si256();
     for (int j = 0; j < kScalesAt<E> / 64; ++j) {
@@ -159,6 +163,8 @@ void dot_tile(const uint8_t* block, int64_t num_groups, const uint8_t* rows, Ahe
 }
 
 #else
+
+constexpr int kPassesOfPair = 2;
 
 // out[n] = output n of the row.
 template <Encoding E>

@@ -30,10 +30,10 @@ struct Tiles {
   int64_t last_row() const { return rows.first_row(last); }
 };
 
-// Blocks that are multiplied by a tile at once: two fill the registers. Few rows wait for memory and not for sums, and
-// one stream of weights comes faster than two.
+// Two blocks multiplied by a tile at once fill the registers. But few rows wait for memory and not for sums, and one
+// stream of weights comes faster than two.
 constexpr int64_t kFewRows = 4;
-int run_blocks(const PreparedRows& rows) { return kMaxTile == 1 || rows.num_rows <= kFewRows ? 1 : 2; }
+constexpr int kRunBlocks = kRun / kBlock;
 
 template <Encoding E, int ROWS, int BLOCKS>
 void multiply(const uint8_t* block, const PreparedRows& rows, int64_t row, Ahead& ahead, float* out) {
@@ -67,14 +67,17 @@ void multiply_tiles(const Run& run, const Tiles& tiles, float* out) {
   const PreparedRows& rows = tiles.rows;
   const int64_t bytes = block_bytes(E, rows.num_columns), run_bytes = run.num_blocks * bytes;
   const uint8_t* const block = run.part->blocks + run.block * bytes;
-  const int64_t num_groups = std::max<int64_t>(1, rows.num_columns / kGroup * (tiles.last - tiles.first));
+  const bool is_pair = run.num_blocks == 2 && rows.num_rows > kFewRows;
+  const int64_t num_passes = (is_pair ? kPassesOfPair : run.num_blocks) * (tiles.last - tiles.first);
+  const int64_t num_groups = std::max<int64_t>(1, num_passes * (rows.num_columns / kGroup));
   Ahead ahead{block + std::max(run_bytes, kFetchAhead), (run_bytes / 64 + num_groups - 1) / num_groups};
   for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
     float* const at = out + (rows.first_row(tile) - tiles.first_row()) * kRun;
-    if (run.num_blocks == 1) {
-      multiply_rows<E, 1>(block, rows, tile, ahead, at);
-    } else {
+    if (is_pair) {
       multiply_rows<E, 2>(block, rows, tile, ahead, at);
+    } else {
+      for (int b = 0; b < run.num_blocks; ++b)
+        multiply_rows<E, 1>(block + b * bytes, rows, tile, ahead, at + b * kBlock);
     }
   }
 }
@@ -94,23 +97,22 @@ void multiply_run(const Run& run, const Tiles& tiles, float* out) {
 template <class Body>
 void for_runs_and_tiles(const Part* parts, int64_t num_parts, const PreparedRows& rows, Body body) {
   if (rows.num_rows == 0) return;  // a step that only reads prompts selects no row for the head
-  const int most_blocks = run_blocks(rows);
   int64_t num_runs = 0;
-  for (int64_t i = 0; i < num_parts; ++i) num_runs += (parts[i].num_blocks() + most_blocks - 1) / most_blocks;
+  for (int64_t i = 0; i < num_parts; ++i) num_runs += (parts[i].num_blocks() + kRunBlocks - 1) / kRunBlocks;
   const int64_t num_chunks = (rows.num_tiles() + kTilesPerChunk - 1) / kTilesPerChunk;
 
   parallel_for(num_chunks * num_runs, [=, &rows](int64_t item) {
     const int64_t chunk = item / num_runs;
     const Tiles tiles{rows, chunk * kTilesPerChunk, std::min((chunk + 1) * kTilesPerChunk, rows.num_tiles())};
     const Part* part = parts;
-    int64_t column = 0, block = item % num_runs * most_blocks;
+    int64_t column = 0, block = item % num_runs * kRunBlocks;
     for (;; ++part) {
-      const int64_t whole = (part->num_blocks() + most_blocks - 1) / most_blocks * most_blocks;
+      const int64_t whole = (part->num_blocks() + kRunBlocks - 1) / kRunBlocks * kRunBlocks;
       if (block < whole) break;
       block -= whole;
       column += part->num_rows;
     }
-    const int num_blocks = static_cast<int>(std::min<int64_t>(most_blocks, part->num_blocks() - block));
+    const int num_blocks = static_cast<int>(std::min<int64_t>(kRunBlocks, part->num_blocks() - block));
     body(Run{part, block, num_blocks}, column + block * kBlock, tiles);
   });
 }

@@ -28,21 +28,16 @@ void quantise_group(const float* x, GroupPlace to) {
   const F16 first = load(x), second = load(x + kLanes16);
   const float peak = largest(max(magnitude(first), magnitude(second)));
   const F16 inverse = splat(peak > 0.0f ? 127.0f / peak : 0.0f);
-  float rounded[kGroup];
-  store(rounded, round_even(first * inverse));
-  store(rounded + kLanes16, round_even(second * inverse));
+  const F16 a = round_even(first * inverse), b = round_even(second * inverse);
   int8_t q[kGroup];
-  int32_t total = 0;
-  for (int i = 0; i < kGroup; ++i) {
-    const int32_t value = static_cast<int32_t>(rounded[i]);
-    q[i] = static_cast<int8_t>(value);
-    total += value;
-  }
-  const float scale = peak / 127.0f, scaled_sum = scale * static_cast<float>(total);
+  store_bytes(q, a);
+  store_bytes(q + kLanes16, b);
+  const float scale = peak / 127.0f, total = sum(a + b), scaled_sum = scale * total;  // small whole numbers: exact
+  const int32_t whole_total = static_cast<int32_t>(total);
   for (int i = 0; i < kGroup / 4; ++i) std::memcpy(to.values(i), q + 4 * i, 4);
   std::memcpy(to.number(0), &scale, 4);
   std::memcpy(to.number(1), &scaled_sum, 4);
-  std::memcpy(to.number(2), &total, 4);
+  std::memcpy(to.number(2), &whole_total, 4);
 }
 
 }  // namespace

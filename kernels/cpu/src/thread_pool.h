@@ -1,7 +1,8 @@
 // One pool of threads behind all ops.
 //
-// Work is a range of indices of which each thread has a share, that it takes one by one, and then what others left. The calling thread works too and never waits for a thread
-// that has not begun, so a worker that sleeps, or whose core was taken, costs its help and nothing else.
+// Work is a range of indices. Each thread has a share of it, that it takes one by one, and then what others have left.
+// The calling thread works too and never waits for a thread that has not begun, so a worker that sleeps costs its help
+// and nothing else. Beside a busy process on one of the cores a worker is left out while that is faster.
 #pragma once
 
 #include <cstdint>

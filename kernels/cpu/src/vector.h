@@ -36,6 +36,10 @@ inline void store(float* to, F16 x) { _mm512_storeu_ps(to, x.v); }
 inline void store_half(uint16_t* to, F16 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
+// Whole numbers in [-128, 127].
+inline void store_bytes(int8_t* to, F16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
 inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -85,6 +89,14 @@ inline void store(float* to, F16 x) {
 inline void store_half(uint16_t* to, F16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8), _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+}
+// Whole numbers in [-128, 127].
+inline void store_bytes(int8_t* to, F16 x) {
+  // Packing works within each half: dwords 0-3 and 8-11 come before 4-7 and 12-15.
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 }
 inline F16 operator+(F16 a, F16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 inline F16 operator-(F16 a, F16 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
@@ -168,6 +180,10 @@ inline void store_half(uint16_t* to, F16 x) {
     const _Float16 half = static_cast<_Float16>(x.lane[i]);
     std::memcpy(to + i, &half, sizeof half);
   }
+}
+// Whole numbers in [-128, 127].
+inline void store_bytes(int8_t* to, F16 x) {
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(x.lane[i]);
 }
 inline F16 operator+(F16 a, F16 b) {
   return each_lane([&](int i) { return a.lane[i] + b.lane[i]; });
