@@ -118,7 +118,7 @@ def serve(
         bool, typer.Option("--no-weight-cache", help="Pack the weights anew, and keep nothing for the next start.")
     ] = False,
     speculation: Annotated[
-        bool | None, typer.Option(help="Guess repeating tokens, check several in one step; same answers. Default off.")
+        bool | None, typer.Option(help="Guess repeating tokens, check several in a step; same answers. Default on.")
     ] = None,
 ) -> None:
     """Serve models over gRPC until SIGINT or SIGTERM; prints `serving on HOST:PORT` once ready."""
