@@ -34,10 +34,12 @@ class Speculation:
 
     Args:
         costs: told by the caller what steps took.
+        max_sequences: of a step that takes drafts along.
     """
 
-    def __init__(self, costs: StepCosts | None = None) -> None:
+    def __init__(self, costs: StepCosts | None = None, *, max_sequences: int = MAX_SEQUENCES) -> None:
         self.costs = costs or StepCosts()
+        self._max_sequences = max_sequences
 
     def choose(
         self, sequences: Many[Sequence], room: Callable[[Sequence], int], max_rows: int
@@ -49,7 +51,7 @@ class Speculation:
             room: how many drafted tokens a sequence can take.
             max_rows: of the step.
         """
-        chances = self._chances(sequences, room) if len(sequences) <= MAX_SEQUENCES else []
+        chances = self._chances(sequences, room) if len(sequences) <= self._max_sequences else []
         if not chances:
             return []
         num_plain = len(sequences)

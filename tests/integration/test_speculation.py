@@ -35,7 +35,7 @@ def run(model: Model, asked: Asked, *, has_drafts: bool, num_pages: int) -> tupl
         num_pages=num_pages,
         max_num_seqs=4,
         max_step_tokens=64,
-        speculation=Speculation(FreeRows()) if has_drafts else None,
+        speculation=Speculation(FreeRows(), max_sequences=4) if has_drafts else None,
         logits_observer=observe,
     )
     for prompt, sampling in asked:
