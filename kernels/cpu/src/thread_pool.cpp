@@ -117,7 +117,7 @@ class Crowding {
 
  private:
   static constexpr Clock::duration kWindow = milliseconds(1), kPatience = milliseconds(4);
-  static constexpr Clock::duration kShortestRest = milliseconds(20), kLongestRest = milliseconds(640);
+  static constexpr Clock::duration kShortestRest = milliseconds(20), kLongestRest = milliseconds(160);
   static constexpr Clock::duration kLongestGap = microseconds(300);  // within a step; behind it the caller may sleep
 
   static Clock::duration processor_time() {
