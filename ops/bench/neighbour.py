@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from ops.bench import served
 from ops.bench.compare.contenders import Pathfox
 from ops.bench.compare.prompts import MEASURES, Measure
 
@@ -33,10 +34,10 @@ def main() -> None:
     options = parser.parse_args()
     rates: Rates = {}
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(Pathfox("--threads", "2"))
+        ours = stack.enter_context(Pathfox("--threads", "2", served.NO_SPECULATION))
         with affinity({0}):
-            one_core = stack.enter_context(Pathfox())
-            crowded = stack.enter_context(Pathfox("--threads", "2"))
+            one_core = stack.enter_context(Pathfox(served.NO_SPECULATION))
+            crowded = stack.enter_context(Pathfox("--threads", "2", served.NO_SPECULATION))
         for number in range(-1, options.rounds):
             for measure in COLUMNS:
                 take(rates, QUIET, ours, measure, number)

@@ -2,7 +2,7 @@
 
 Both run the same work in turn: B prompts of 192 random tokens, 64 and more new ones, greedy. What is timed is the time
 in which all B decode: from the last one's first token to the first one's end. The engine loop is `Core.step` in this
-process; the server and its client are two others, idle meanwhile. The median of the rounds' ratios is printed.
+process; the server and its client are two others, idle meanwhile. Nobody guesses tokens. The median of the rounds' ratios is printed.
 
 Example:
     .venv/bin/python ops/bench/path.py --rounds 5
@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ops.bench.served import greedy, serving
+from ops.bench.served import NO_SPECULATION, greedy, serving
 from pathfox.v1 import generation_pb2_grpc
 from server.config import EngineConfig
 from server.engine.core import Core, CoreSizes
@@ -139,7 +139,7 @@ def main() -> None:
     client.start()
     core = load_core()
     rows: dict[int, list[tuple[float, float, float, float]]] = {streams: [] for streams in options.streams}
-    with serving("--threads", str(options.threads)) as (_, address):
+    with serving("--threads", str(options.threads), NO_SPECULATION) as (_, address):
         for seed in range(options.rounds + 1):
             for streams, taken in rows.items():
                 alone = step_core(core, streams, seed, options.new_tokens)

@@ -12,6 +12,8 @@ from pathfox.v1 import generation_pb2 as pb
 from pathfox.v1 import generation_pb2_grpc
 
 STOP_TIMEOUT_S = 60
+NO_SPECULATION = "--no-speculation"
+"""For rates of decoding: random prompts end in circles, which guesses would foresee."""
 
 
 @contextlib.contextmanager

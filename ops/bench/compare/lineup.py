@@ -11,10 +11,10 @@ from ops.bench.compare import goals
 from ops.bench.compare.contenders import Child, Contender, Pathfox
 from ops.bench.compare.llama import Llama, requantised
 from ops.bench.compare.runner import NUM_THREADS
+from ops.bench.served import NO_SPECULATION
 from server.model.loader.bundled import find_bundled_model
 
 INSTALL = "sh ops/bench/compare/install_peers.sh {peers}"
-NO_SPECULATION = "--no-speculation"
 
 KEYS = {
     "pathfox": goals.OURS,
@@ -41,7 +41,7 @@ def line_up(peers: Path, peer_python: Path, wanted: set[str]) -> tuple[list[Cont
     missing: list[Missing] = []
     for each in _everybody(peers, peer_python, find_bundled_model()):
         if each.name in wanted:
-            (missing if isinstance(each, Missing) else found).append(each)  # type: ignore[arg-type]
+            (missing if isinstance(each, Missing) else found).append(each)  # type: ignore[arg-type] # the one list or the other
     return found, missing
 
 
@@ -49,7 +49,7 @@ def _everybody(peers: Path, peer_python: Path, file: Path) -> Iterator[Contender
     """Yield everybody. Prefix caches are off, or see no prompt twice; drafts are off where there are any."""
     install = INSTALL.format(peers=peers)
     run = "ops.bench.compare.run_"
-    yield Pathfox(*_options())
+    yield Pathfox("--threads", str(NUM_THREADS), NO_SPECULATION)
     yield Child(goals.ENGINE, (sys.executable, "-m", f"{run}engine", file))
     programs = peers / "lb" / "bin"
     if (programs / "llama-batched-bench").exists():
@@ -68,13 +68,5 @@ def _everybody(peers: Path, peer_python: Path, file: Path) -> Iterator[Contender
             yield Missing(name, "make check")
 
 
-def _options() -> tuple[str, ...]:
-    """Return the options that our server has for a fair race."""
-    ask = [sys.executable, "-m", "server", "serve", "--help"]
-    said = subprocess.run(ask, capture_output=True, text=True, check=True).stdout  # noqa: S603 our own words
-    drafts = (NO_SPECULATION,) if NO_SPECULATION in said else ()
-    return ("--threads", str(NUM_THREADS), *drafts)
-
-
 def _succeeds(*command: str | Path) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 our own words

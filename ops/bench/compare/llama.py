@@ -34,7 +34,7 @@ class Llama:
         self.versions: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        said = subprocess.run([self._program, "--version"], capture_output=True, text=True, check=True)  # noqa: S603
+        said = subprocess.run([self._program, "--version"], capture_output=True, text=True, check=True)  # noqa: S603 our own words
         self.versions = {"llama.cpp": (said.stdout + said.stderr).partition("\n")[0].removeprefix("version: ")}
         return self
 
@@ -47,7 +47,7 @@ class Llama:
         shape = ("-npp", measure.prompt_tokens, "-ntg", measure.new_tokens or 1, "-npl", measure.streams)
         sizes = ("-t", NUM_THREADS, "-c", CONTEXT_TOKENS, "-b", 2048, "-ub", 512)
         command = [str(each) for each in (self._program, "-m", self._file, *sizes, *shape)]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 our own words
         cells = [line for line in printed.splitlines() if line.startswith("|")][-1].split("|")
         return float(cells[DECODE_COLUMN if measure.new_tokens else PREFILL_COLUMN])
 

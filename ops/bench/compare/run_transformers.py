@@ -19,7 +19,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)
     model = TransformersLlama(options.model).model.to(getattr(torch, options.dtype))
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call] # theirs has no types
         do_sample=False, pad_token_id=0
     )
 
