@@ -5,15 +5,15 @@ streams decode side by side, tokens wait a few milliseconds for their successors
 token, not an end, not a lone stream, and no token for a step that may be a long one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from server.engine.events import Emission, EmittedToken
 from server.engine.report import StepReport
 
 PATIENCE_PER_STREAM_S = 0.005
-"""A frame costs some 0.2 ms of a core, server and client together, and whoever computes on the others waits for it: of
-two cores that is to be a twentieth of the time."""
+"""A frame costs some 0.2 ms of a core, server and client together (2 cores of Zen 5, November 2026: ops/bench/results/
+profile.md), and whoever computes on the others waits for it: of two cores that is to be a twentieth of the time."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Delivery:
     """
 
     max_delay_s: float
-    _held_since_s: float = inf
+    _held_since_s: float = field(default=inf, init=False)
 
     def may_wait(self, emissions: list[tuple[int, Emission]], report: StepReport, now_s: float) -> bool:
         """Say whether what was emitted since the last delivery may wait for the next step.

@@ -179,6 +179,7 @@ class Engine:
     def _compute(self) -> None:
         """Step while there is work, sleep while there is none. The thread's life, which never ends unnoticed."""
         try:
+            self._core.watch.skip()  # an engine may stand ready for long before it is started
             while self._obey():
                 self._publish(self._step())
                 self._core.watch.lap(Phase.DELIVER)

@@ -24,7 +24,8 @@ STEP_ROWS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 MAX_DRAFT_TOKENS = 15
 MAX_SEQUENCES = 2
 """Steps of more sequences are left alone: their rows keep the cores busy, so a drafted one is no longer nearly free
-(0.91x measured at 8 sequences of code edits), and looking every sequence up takes Python time."""
+(0.91x at 8 sequences of code edits; 2 cores of Zen 5, November 2026, `ops.bench.speculation`), and looking every
+sequence up takes Python time."""
 MARGIN = 1.2
 """A gain is expected, not sure: it is the largest of several that are each known within a tenth."""
 

@@ -137,6 +137,7 @@ class FrontEnd:
             self._is_started = False
             self.health.close()
             telemetry.REGISTRY.unregister(self._collector)
+            telemetry.EVENT_LOOP_TASKS.set_function(lambda: 0)  # else the registry, which outlives us, keeps the loop
         await self._server.stop(CLOSE_GRACE_S)
         self.generations.prompts.close()
         if self._metrics is not None:

@@ -310,7 +310,7 @@ class TestObserved:
         assert [each.trace_parent for each in source.requests] == [parent, None]
 
     async def test_prometheus_reads_metrics(self) -> None:
-        """The endpoint shows what dashboards ask for, and goes with the server."""
+        """The endpoint shows what dashboards ask for, and goes with the server; the registry keeps no event loop."""
         options = {"telemetry.metrics_port": 0}
         async with serving(served(saying("x"), load=lambda: Load(waiting_requests=3)), options=options) as world:
             await read(world.generation.Generate(pb.GenerateRequest(text="x")))
@@ -318,7 +318,11 @@ class TestObserved:
             url = f"http://127.0.0.1:{world.front_end.metrics_port}/metrics"
             text = await asyncio.to_thread(fetch, url)
 
+        left = telemetry.REGISTRY.get_sample_value("pathfox_event_loop_tasks")
+
         assert 'pathfox_num_requests_waiting{model="m@1"} 3.0' in text
+        assert "\npathfox_event_loop_tasks 0.0" not in text
+        assert left == 0
         assert "pathfox_time_to_first_token_seconds_bucket" in text
         assert 'pathfox_request_success_total{finished_reason="STOP",model="m"}' in text
 
