@@ -2,7 +2,8 @@
 
 Both run the same work in turn: B prompts of 192 random tokens, 64 and more new ones, greedy. What is timed is the time
 in which all B decode: from the last one's first token to the first one's end. The engine loop is `Core.step` in this
-process; the server and its client are two others, idle meanwhile. Nobody guesses tokens. The median of the rounds' ratios is printed.
+process; the server and its client are two others, idle meanwhile. Nobody guesses tokens. The median of the rounds'
+ratios is printed.
 
 Example:
     .venv/bin/python ops/bench/path.py --rounds 5
@@ -12,32 +13,22 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import random
 import resource
 import statistics
-import sys
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import grpc
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from ops.bench.compare.prompts import NEW_TOKENS, PROMPT_TOKENS, Measure, draw
+from ops.bench.compare.run_engine import load_core
 from ops.bench.served import NO_SPECULATION, greedy, serving
 from pathfox.v1 import generation_pb2_grpc
-from server.config import EngineConfig
-from server.engine.core import Core, CoreSizes
+from server.engine.core import Core
 from server.engine.events import EmittedToken
-from server.engine.runner import page_bytes
 from server.messages import GenerateRequest, SamplingParams
-from server.model.loader import load_model
 from server.model.loader.bundled import find_bundled_model
-
-PROMPT_TOKENS = 192
-NEW_TOKENS = 64
 
 
 class Window:
@@ -70,10 +61,9 @@ class Window:
         return (self._total - self._before) / (self._ended_s - self._begun_s)
 
 
-def prompts(streams: int, seed: int) -> Iterator[list[int]]:
+def prompts(streams: int, seed: int) -> list[list[int]]:
     """Make prompts that no cache knows."""
-    words = random.Random(f"{streams}-{seed}")  # noqa: S311 not a secret
-    return ([words.randrange(100, 40_000) for _ in range(PROMPT_TOKENS)] for _ in range(streams))
+    return draw(Measure(f"{streams} streams", streams, PROMPT_TOKENS, NEW_TOKENS), seed, part=0)
 
 
 def step_core(core: Core, streams: int, seed: int, new_tokens: int) -> float:
@@ -137,7 +127,7 @@ def main() -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     client = multiprocessing.get_context("spawn").Process(target=be_client, args=(there,), daemon=True)
     client.start()
-    core = load_core()
+    core = load_core(find_bundled_model())
     rows: dict[int, list[tuple[float, float, float, float]]] = {streams: [] for streams in options.streams}
     with serving("--threads", str(options.threads), NO_SPECULATION) as (_, address):
         for seed in range(options.rounds + 1):
@@ -147,15 +137,6 @@ def main() -> None:
                 taken.append((alone, *here.recv()))
     here.send(None)
     report({streams: taken[1:] for streams, taken in rows.items()})  # the first round warms up
-
-
-def load_core() -> Core:
-    """Load the model that comes with Pathfox, with an engine's usual sizes."""
-    config = EngineConfig()
-    model = load_model(find_bundled_model())
-    num_pages = config.page_pool_bytes // page_bytes(model)
-    sizes = CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages, config.target_step_s)
-    return Core(model, sizes, fingerprint="bench", clock=time.monotonic)
 
 
 def report(rows: dict[int, list[tuple[float, float, float, float]]]) -> None:

@@ -3,9 +3,10 @@
 import asyncio
 import statistics
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+from server.cli.bench.scrape import TIMEOUT_S, direct
 
 TASKS = "pathfox_event_loop_tasks"
 INTERVAL_S = 2.0
@@ -57,7 +58,7 @@ def sample(process_id: int, metrics_port: int) -> dict[str, float]:
     """Read the figures once."""
     process = Path(f"/proc/{process_id}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+    with direct.open(f"http://127.0.0.1:{metrics_port}/metrics", timeout=TIMEOUT_S) as answer:
         lines = answer.read().decode().splitlines()
     return {
         "resident memory": int(status["VmRSS"].split()[0]) / 1024,

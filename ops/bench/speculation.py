@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import pathlib
-import platform
 import random
 import statistics
 import time
@@ -20,6 +19,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ops.bench.compare import machine
 from server.config import EngineConfig
 from server.engine.engine import Engine
 from server.engine.report import StepReport
@@ -232,19 +232,12 @@ def main() -> None:
         print(f"{name:18}{each['speedup']:>9.2f}x{span:>16}{rates}{drafted}")
     if options.output:
         facts = {
-            "machine": f"{processor()}, {len(os.sched_getaffinity(0))} processors",
+            "machine": f"{machine.describe()['processor']}, {len(os.sched_getaffinity(0))} processors",
             "command": f"python -m ops.bench.speculation --rounds {options.rounds} --tokens {options.tokens}",
             "model": find_bundled_model().name,
             "results": results,
         }
         options.output.write_text(json.dumps(facts, indent=2) + "\n")
-
-
-def processor() -> str:
-    """Name the processor."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -24,10 +24,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="GGUF file")
     options = parser.parse_args()
     library.set_num_threads(NUM_THREADS)
-    model, config = load_model(options.model), EngineConfig()
-    num_pages = config.page_pool_bytes // page_bytes(model)
-    sizes = CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages, config.target_step_s)
-    core = Core(model, sizes, fingerprint="bench", clock=time.monotonic)
+    core = load_core(options.model)
     serials = itertools.count()
 
     def generate(prompts: Prompts, new_tokens: int) -> list[int]:
@@ -45,6 +42,14 @@ def main() -> None:
         return [counts[serial] for serial in submitted]
 
     answer_questions({}, generate)
+
+
+def load_core(file: Path) -> Core:
+    """Load a model into an engine's heart of the usual sizes, which guesses no tokens."""
+    model, config = load_model(file), EngineConfig()
+    num_pages = config.page_pool_bytes // page_bytes(model)
+    sizes = CoreSizes(config.max_num_seqs, config.max_step_tokens, num_pages, config.target_step_s)
+    return Core(model, sizes, fingerprint="bench", clock=time.monotonic)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def bench(
     if not allow_remote:
         check_loopback(address)
     options.check_numbers(context.params)
+    options.check_profile(context.params)
     lengths = (Lengths.parse("--input-tokens", input_tokens), Lengths.parse("--output-tokens", output_tokens))
     count = options.num_requests(requests, duration, rate, ramp_to)
     default_cap = count if math.isfinite(rate) else options.DEFAULT_CONCURRENCY

@@ -141,8 +141,15 @@ def _values(ask: Ask, prompt: str) -> Mapping[str, Tensor]:
 
 
 def _tensor(card: pb.ModelMetadataResponse.TensorMetadata, value: Tensor) -> pb.ModelInferRequest.InferInputTensor:
-    """Make a tensor of one value, of the type and the number of dimensions that the model wants."""
-    contents = pb.InferTensorContents(**{CONTENTS[card.datatype]: [value]})  # type: ignore[arg-type] # by the type's name
+    """Make a tensor of one value, of the type and the number of dimensions that the model wants.
+
+    Raises:
+        CallFailed: it wants another type.
+    """
+    try:
+        contents = pb.InferTensorContents(**{CONTENTS[card.datatype]: [value]})  # type: ignore[arg-type] # by the type's name
+    except (KeyError, TypeError, ValueError):
+        raise CallFailed("INPUT_TYPE", f"{card.name} is {card.datatype}, which cannot be {value!r}") from None
     return pb.ModelInferRequest.InferInputTensor(
         name=card.name, datatype=card.datatype, shape=[1] * len(card.shape), contents=contents
     )
@@ -178,4 +185,7 @@ def _texts(raw: bytes) -> list[bytes]:
 def _integers(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None) -> list[int]:
     if raw is None:
         return list(getattr(output.contents, CONTENTS[output.datatype]))
-    return [each for (each,) in struct.iter_unpack(f"<{INTEGERS[output.datatype]}", raw)]
+    try:
+        return [each for (each,) in struct.iter_unpack(f"<{INTEGERS[output.datatype]}", raw)]
+    except (KeyError, struct.error):
+        raise CallFailed("OUTPUT_TYPE", f"{output.name}: {len(raw)} bytes are no {output.datatype} numbers") from None

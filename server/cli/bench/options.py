@@ -87,6 +87,9 @@ LIMITS = {
     "temperature": (0, 100),
 }
 """From, to; of every option that is a number."""
+NOT_PROFILED = ("concurrency", "rate", "ramp_to", "warmup", "goodput", "json", "plot", "detailed")
+"""Options that `--profile` has no use for: it has loads, warm-ups and a picture of its own."""
+UNSET = (None, False, 0, math.inf)
 
 
 def check_numbers(options: Mapping[str, object]) -> None:
@@ -102,6 +105,19 @@ def check_numbers(options: Mapping[str, object]) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}, want {bounds}")
     if options["ramp_to"] is not None and options["rate"] == math.inf:
         raise ConfigError("--ramp-to: got no --rate to begin with, want one")
+
+
+def check_profile(options: Mapping[str, object]) -> None:
+    """Refuse what would be asked for in vain.
+
+    Raises:
+        ConfigError: names an option that `--profile` leaves out.
+    """
+    if options["profile"] is None:
+        return
+    for name in NOT_PROFILED:
+        if options[name] not in UNSET:
+            raise ConfigError(f"--{name.replace('_', '-')}: got {options[name]}, want none beside --profile")
 
 
 def num_requests(requests: int | None, duration_s: float | None, rate_per_s: float, ramp_to_per_s: float | None) -> int:

@@ -236,6 +236,7 @@ def test_lengths_beyond_the_model_are_refused_with_its_limit() -> None:
         (["--timeout", "-1"], "--timeout: got -1, want 0.001 .. 1e+06"),
         (["--temperature", "nan"], "--temperature: got nan, want 0 .. 100"),
         (["--goodput", "latency:5"], "--goodput: got 'latency:5', want ttft:MS, tpot:MS or e2el:MS, each above 0"),
+        (["--profile", "x", "--json", "y"], "--json: got y, want none beside --profile"),
         (["--json", "/no/such/folder/x"], "--json: cannot write /no/such/folder/x: No such file or directory"),
         (["--plot", "/"], "--plot: cannot write /: Is a directory"),
         (["--text", "/no/such/file"], "--text: cannot read /no/such/file: No such file or directory"),

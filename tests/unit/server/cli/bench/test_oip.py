@@ -172,6 +172,17 @@ async def test_an_error_in_the_stream_is_a_failure() -> None:
         await listen(triton)
 
 
+async def test_types_that_do_not_fit_are_failures() -> None:
+    """A model that wants or gives something else under a known name fails its request, not the run."""
+    wants = Triton([*VLLM_INPUTS[:1], ("max_tokens", "BYTES", [1])], VLLM_OUTPUTS, [])
+    gives = Triton(VLLM_INPUTS, VLLM_OUTPUTS, [{"text_output": text("a"), "num_output_tokens": b"12345"}])
+
+    with pytest.raises(CallFailed, match="INPUT_TYPE: max_tokens is BYTES, which cannot be 4"):
+        await listen(wants)
+    with pytest.raises(CallFailed, match="OUTPUT_TYPE: num_output_tokens: 5 bytes are no UINT32 numbers"):
+        await listen(gives)
+
+
 @pytest.mark.parametrize(
     ("inputs", "model", "complaint"),
     [(VLLM_INPUTS, "other", "unknown model other"), (VLLM_INPUTS[1:], None, "llm has no text_input")],

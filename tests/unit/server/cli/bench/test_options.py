@@ -3,7 +3,15 @@ import pathlib
 
 import pytest
 
-from server.cli.bench.options import LIMITS, MAX_REQUESTS, check_numbers, num_requests, read_text
+from server.cli.bench.options import (
+    LIMITS,
+    MAX_REQUESTS,
+    NOT_PROFILED,
+    check_numbers,
+    check_profile,
+    num_requests,
+    read_text,
+)
 from server.errors import ConfigError
 
 GOOD = dict.fromkeys(LIMITS, None) | {"rate": math.inf}
@@ -46,6 +54,20 @@ def test_a_ramp_needs_a_rate_to_begin_with() -> None:
     """A closed loop has none."""
     with pytest.raises(ConfigError, match="--ramp-to: got no --rate"):
         check_numbers(GOOD | {"ramp_to": 4.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("concurrency", 8), ("rate", 2.0), ("warmup", 1), ("json", pathlib.Path("a_b")), ("detailed", True)],
+)
+def test_a_profile_takes_nothing_in_vain(name: str, value: object) -> None:
+    """What would not be done is refused; without a profile it is fine, and so is a profile without it."""
+    unset = dict.fromkeys(NOT_PROFILED, None) | {"rate": math.inf, "warmup": 0, "detailed": False}
+    check_profile({**unset, "profile": None, name: value})
+    check_profile({**unset, "profile": pathlib.Path("x")})
+
+    with pytest.raises(ConfigError, match=f"^--{name}: got {value}, want none beside --profile$"):
+        check_profile({**unset, "profile": pathlib.Path("x"), name: value})
 
 
 def test_a_file_without_text_is_refused(tmp_path: pathlib.Path) -> None:

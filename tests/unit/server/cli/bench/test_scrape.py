@@ -70,8 +70,9 @@ def test_says_how_to_turn_metrics_on() -> None:
         scrape("127.0.0.1:1")
 
 
-def test_refuses_the_metrics_of_something_else() -> None:
-    """An endpoint without our counters is named as what it is not."""
+def test_refuses_the_metrics_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint without our counters is named as what it is not; no proxy stands between."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
     class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
