@@ -5,8 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-CGROUPS = pathlib.Path("/sys/fs/cgroup")
-OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
+from kernels.cpu import cgroups
+
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -42,7 +42,7 @@ def _num_physical_cores(cpus: list[int]) -> int:
 
 def _cgroup_quotas() -> Iterator[float]:
     """Yield the processors that each group around this process grants, of those that set a limit."""
-    for folder in _cgroup_folders():
+    for folder in cgroups.folders("cpu"):
         v2, v1 = folder / "cpu.max", folder / "cpu.cfs_quota_us"
         if v2.exists():
             quota, _, period = v2.read_text().partition(" ")
@@ -52,19 +52,3 @@ def _cgroup_quotas() -> Iterator[float]:
             continue
         if quota not in {"max", "-1"}:
             yield int(quota) / int(period)
-
-
-def _cgroup_folders() -> Iterator[pathlib.Path]:
-    """Yield the folders of the CPU controller, from this process's group up to the root.
-
-    A container may see the path of its group on the host and only its own group mounted: what does not exist is left
-    out by the caller.
-    """
-    lines = OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = CGROUPS / controllers  # version 2 names no controllers
-        for group in (pathlib.PurePosixPath(path), *pathlib.PurePosixPath(path).parents):
-            yield root / str(group).lstrip("/")

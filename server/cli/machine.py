@@ -1,18 +1,16 @@
 """What is asked of this machine next to what it has: found out before a model is loaded, and named where it is more."""
 
 import os
-import pathlib
+from collections.abc import Iterator
 
 import structlog
 import torch
 
-from kernels.cpu import library, threads
+from kernels.cpu import cgroups, library, threads
 from server.config import EngineConfig
 from server.errors import ConfigError
 
 log = structlog.get_logger(__name__)
-
-CGROUP_MEMORY = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
 def check_machine(config: EngineConfig) -> None:
@@ -56,7 +54,12 @@ def use_threads(count: int) -> None:
 
 
 def memory_bytes() -> int:
-    """Return this machine's memory, bounded by the cgroup's limit."""
-    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = CGROUP_MEMORY.read_text().strip() if CGROUP_MEMORY.exists() else "max"
-    return machine_bytes if limit == "max" else min(machine_bytes, int(limit))
+    """Return this machine's memory, bounded by the limits of all cgroups around this process."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
+
+
+def _memory_limits() -> Iterator[int]:
+    for folder in cgroups.folders("memory"):
+        for file in (folder / "memory.max", folder / "memory.limit_in_bytes"):  # versions 2 and 1
+            if file.exists() and (limit := file.read_text().strip()) != "max":
+                yield int(limit)

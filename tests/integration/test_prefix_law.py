@@ -255,3 +255,4 @@ def test_no_bit_differs_on_a_real_model() -> None:
     assert law.coverage.num_cases >= NUM_REAL_CASES
     assert law.coverage.num_cached_tokens > 1000
     assert law.coverage.num_replayed > 100
+    assert 100 < law.coverage.num_accepted < law.coverage.num_drafted

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from kernels.cpu import library, threads
+from kernels.cpu import cgroups, library, threads
 from kernels.linear import LinearWeight, linear, pack
 from kernels.weights import Encoding
 from tests.fixtures.kernels import CPU, random_matrix, random_rows
@@ -39,8 +39,8 @@ def test_threads_are_bounded_by_affinity_and_quota(
             (tmp_path / name).with_name("cpu.cfs_period_us").write_text("100000\n")
     for cpu, siblings in enumerate(("0,3", "1", "2", "0,3")):
         (tmp_path / f"cpu{cpu}").write_text(siblings)
-    monkeypatch.setattr(threads, "CGROUPS", tmp_path)
-    monkeypatch.setattr(threads, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(threads, "SIBLINGS", str(tmp_path / "cpu{}"))
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 

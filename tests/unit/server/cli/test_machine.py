@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from kernels.cpu import library, threads
-from server.cli import machine
+from kernels.cpu import cgroups, library, threads
 from server.cli.machine import check_machine, memory_bytes, use_threads
 from server.config import EngineConfig
 from server.errors import ConfigError
@@ -50,13 +49,27 @@ def test_threads_without_ops_are_no_error(monkeypatch: pytest.MonkeyPatch) -> No
     use_threads(1)
 
 
-def test_a_pool_that_can_never_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page pool larger than the memory of the machine, or of the cgroup, is an error that names both."""
-    monkeypatch.setattr(machine, "CGROUP_MEMORY", tmp_path / "memory.max")
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/outer/inner", "outer/memory.max"),
+        ("3:cpu:/b\n2:memory:/a", "memory/a/memory.limit_in_bytes"),
+    ],
+)
+def test_a_pool_that_can_never_fit_is_refused(
+    own: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page pool larger than the memory of the machine, or of a cgroup around, is an error that names both."""
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN_GROUPS", tmp_path / "own")
     unlimited = memory_bytes()
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text(own)
+    limit = tmp_path / file
+    limit.parent.mkdir(parents=True, exist_ok=True)
+    limit.write_text("max\n")
     assert memory_bytes() == unlimited
-    (tmp_path / "memory.max").write_text("1000000\n")
+    limit.write_text("1000000\n")
 
     check_machine(EngineConfig(page_pool_bytes=1_000_000))
     with pytest.raises(ConfigError, match="page_pool_bytes: got 1000001, this process may use 1000000 bytes"):
