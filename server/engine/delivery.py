@@ -1,8 +1,8 @@
 """When a step's tokens go to their readers: at once, or together with the next step's.
 
-Every frame takes time from the kernels, on both ends of a loopback connection and whatever its length. So where many
-streams decode side by side, tokens wait a few milliseconds for their successors. Nothing else ever waits: not a first
-token, not an end, not a lone stream, and no token for a step that may be a long one.
+Every frame takes time from the kernels, on both ends of a loopback connection and whatever its length. So where steps
+are short or many streams decode side by side, tokens wait a few milliseconds for their successors. Nothing else ever
+waits: not a first token, not an end, and no token for a step that may be a long one.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,8 @@ from server.engine.report import StepReport
 
 PATIENCE_PER_STREAM_S = 0.005
 """A frame costs some 0.2 ms of a core, server and client together (2 cores of Zen 5, November 2026: ops/bench/results/
-profile.md), and whoever computes on the others waits for it: of two cores that is to be a twentieth of the time."""
+profile.md), and whoever computes on the others waits for it: of two cores that is to be a twentieth of the time. With
+one or two streams a token waits for a step that takes less, which no reader can see."""
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class Delivery:
             now_s: on the clock of the report.
         """
         self._held_since_s = min(self._held_since_s, now_s)
-        patience_s = min(self.max_delay_s, PATIENCE_PER_STREAM_S * (report.num_running - 1))
+        patience_s = min(self.max_delay_s, PATIENCE_PER_STREAM_S * max(1, report.num_running - 1))
         return (
             now_s + report.duration_s - self._held_since_s < patience_s
             and not report.num_prefill_tokens
