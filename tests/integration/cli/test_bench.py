@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pathfox.foreign import vllm_engine_pb2 as vllm_pb
 from pathfox.foreign import vllm_engine_pb2_grpc
 from server.cli.app import app
+from server.cli.bench.connection import ASK_TIMEOUT_S
 from tests.fixtures.scripted_server import scripted_server, wait_answered
 
 PNG = b"\x89PNG\r\n"
@@ -26,6 +27,10 @@ SECOND_WAVE = 8
 """Answers after which a client of four at once has surely seen some."""
 
 
+BUSY_MACHINE_S = 15
+"""What a machine with other work may add to a wait. Without a timeout of its own the command would wait for ever."""
+
+
 def bench(*arguments: str) -> tuple[int, str]:
     """Run the command in this process; return its exit code and its complaint."""
     ended = CliRunner().invoke(app, ["bench", *arguments], env={"COLUMNS": "200"})
@@ -33,8 +38,12 @@ def bench(*arguments: str) -> tuple[int, str]:
 
 
 def bench_process(*arguments: str) -> "subprocess.Popen[bytes]":
-    """Start the command as a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "server", "bench", *arguments], stdout=subprocess.DEVNULL)
+    """Start the command as a process of its own, which Ctrl-C reaches even if this one has no terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored would be ignored there, too
+    try:
+        return subprocess.Popen([sys.executable, "-m", "server", "bench", *arguments], stdout=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def result(path: pathlib.Path) -> dict[str, Any]:
@@ -210,7 +219,7 @@ def test_nobody_to_load_is_said_soon() -> None:
 
             assert (code, len(complaint.splitlines())) == (CANNOT_START, 1)
             assert complaint.startswith(f"pathfox: cannot bench {address}: {reason}: ")
-            assert time.monotonic() - begun_s < 5
+            assert time.monotonic() - begun_s < ASK_TIMEOUT_S + BUSY_MACHINE_S
 
 
 def test_lengths_beyond_the_model_are_refused_with_its_limit() -> None:
