@@ -219,11 +219,13 @@ async def cancel_by_id(server: Whole) -> None:
 
 
 async def deadline_in_mid_stream(server: Whole) -> None:
-    """Let streams run into their deadlines."""
+    """Let streams run into their deadlines; one that admission foresees to be missed is refused at once."""
     calls = [server.generate([9, number], max_tokens=500, timeout_s=0.05) for number in range(3)]
     failures = await asyncio.gather(*(failing(call) for call in calls))
 
-    assert {failure.code for failure in failures} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    codes = {failure.code for failure in failures}
+    assert grpc.StatusCode.DEADLINE_EXCEEDED in codes
+    assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 async def more_than_the_pool_holds(server: Whole) -> None:
