@@ -219,10 +219,13 @@ async def cancel_by_id(server: Whole) -> None:
 
 
 async def deadline_in_mid_stream(server: Whole) -> None:
-    """Let streams run into their deadlines: the engine stands still once they have begun."""
-    calls = [server.generate([9, number], max_tokens=500, timeout_s=0.5) for number in range(3)]
-    await asyncio.gather(*(call.read() for call in calls))
+    """Let streams run into their deadlines: the engine stands still after their first tokens."""
+    prompts = [(9, number) for number in range(3)]
     with server.gate.held():
+        calls = [server.generate(prompt, max_tokens=500, timeout_s=1) for prompt in prompts]
+        await until(lambda: all(server.watch.num_begun[prompt] for prompt in prompts))
+        server.gate.let(20)
+        await asyncio.gather(*(call.read() for call in calls))
         failures = await asyncio.gather(*(failing(call) for call in calls))
 
     assert {failure.code for failure in failures} == {grpc.StatusCode.DEADLINE_EXCEEDED}

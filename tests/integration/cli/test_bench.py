@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,10 +24,6 @@ NO_TOKENIZER = "/no/such/file: cannot be read as a tokenizer: No such file or di
 NEEDS_TOKENIZER = "--tokenizer: got none, want the model's tokenizer.json: --protocol oip takes text, not tokens"
 SECOND_WAVE = 8
 """Answers after which a client of four at once has surely seen some."""
-
-
-BUSY_MACHINE_S = 15
-"""What a machine with other work may add to a wait. Without a timeout of its own the command would wait for ever."""
 
 
 def bench(*arguments: str) -> tuple[int, str]:
@@ -207,19 +202,21 @@ def test_an_interrupted_run_leaves_what_was_seen(tmp_path: pathlib.Path) -> None
 
 
 def test_nobody_to_load_is_said_soon() -> None:
-    """One line names the address and the reason; whether the port is closed or takes connections and says nothing."""
+    """One line names the address and the reason; whether the port is closed or takes connections and says nothing.
+
+    Nothing but the command's own timeout ends the wait for a port that says nothing.
+    """
+    assert ASK_TIMEOUT_S <= 2
     with socket.socket() as closed, socket.socket() as silent:
         closed.bind(("127.0.0.1", 0))
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         for listener, reason in ((closed, "UNAVAILABLE"), (silent, "DEADLINE_EXCEEDED")):
             address = f"127.0.0.1:{listener.getsockname()[1]}"
-            begun_s = time.monotonic()
             code, complaint = bench("--address", address)
 
             assert (code, len(complaint.splitlines())) == (CANNOT_START, 1)
             assert complaint.startswith(f"pathfox: cannot bench {address}: {reason}: ")
-            assert time.monotonic() - begun_s < ASK_TIMEOUT_S + BUSY_MACHINE_S
 
 
 def test_lengths_beyond_the_model_are_refused_with_its_limit() -> None:
