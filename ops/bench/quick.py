@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     ratios = asyncio.run(measure(load_model(find_bundled_model())))
     kept: dict[str, float] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    print("what a step costs, in plain loops timed beside it; now/kept: below 1.00x it is faster than when that was kept")
+    print("what a step costs, in plain loops timed beside it; now/kept: below 1.00x = faster than when that was kept")
     print(f"{'step / yardstick':24}{'now':>8}{'kept':>8}{'now/kept':>10}")
     for name, ratio in ratios.items():
         before = kept.get(name)
